@@ -1,0 +1,29 @@
+# The imported target maniple::torch: LibTorch as the PyPI wheel ships it, CPU part only.
+# MANIPLE_TORCH_PREFIX is the folder that holds torch/ (a site-packages folder); scripts/ set it.
+set(MANIPLE_TORCH_PREFIX "" CACHE PATH "Folder that contains torch/ (the wheel, as unpacked by pip)")
+if(NOT MANIPLE_TORCH_PREFIX)
+  find_package(Python3 COMPONENTS Interpreter QUIET)
+  if(Python3_FOUND)
+    execute_process(
+      COMMAND ${Python3_EXECUTABLE} -c
+              "import importlib.util,os;s=importlib.util.find_spec('torch');print(os.path.dirname(os.path.dirname(s.origin)) if s else '')"
+      OUTPUT_VARIABLE MANIPLE_TORCH_PREFIX OUTPUT_STRIP_TRAILING_WHITESPACE)
+  endif()
+endif()
+set(_torch ${MANIPLE_TORCH_PREFIX}/torch)
+if(NOT EXISTS ${_torch}/lib/libtorch_cpu.so)
+  message(FATAL_ERROR "no LibTorch at '${_torch}'. Run scripts/test, which installs one, or pass "
+                      "-DMANIPLE_TORCH_PREFIX=<site-packages folder with torch/>")
+endif()
+add_library(maniple_torch INTERFACE)
+add_library(maniple::torch ALIAS maniple_torch)
+target_include_directories(maniple_torch SYSTEM INTERFACE ${_torch}/include
+                                                          ${_torch}/include/torch/csrc/api/include)
+target_link_directories(maniple_torch INTERFACE ${_torch}/lib)
+target_link_libraries(maniple_torch INTERFACE -Wl,--no-as-needed torch_cpu c10 -Wl,--as-needed)
+file(GLOB _cuda_dirs ${MANIPLE_TORCH_PREFIX}/nvidia/*/lib ${MANIPLE_TORCH_PREFIX}/nvidia/*/*/lib)
+foreach(_dir ${_torch}/lib ${_cuda_dirs})
+  target_link_options(maniple_torch INTERFACE "-Wl,-rpath,${_dir}" "-Wl,-rpath-link,${_dir}")
+endforeach()
+# The wheel carries headers of its own {fmt} release, which hide the system's: used header-only.
+target_compile_definitions(maniple_torch INTERFACE FMT_HEADER_ONLY)

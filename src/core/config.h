@@ -1,0 +1,116 @@
+// The resolved configuration of a run: what the YAML file and the dotted overrides say, with
+// defaults filled in. The schema that reads it is core/config_schema.h.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace maniple {
+
+struct RunConfig {
+  std::string dir = "runs/default";
+  uint64_t seed = 1;
+  int64_t threads = 1;         // per rank; part of what fixes the bits
+  std::string device = "cpu";  // cpu | cuda
+  std::string resume = "auto";  // auto | never | a checkpoint folder
+};
+
+struct TrainConfig {
+  int64_t steps = 100;
+  std::string precision = "fp32";  // fp32 | bf16 | fp64
+  bool recompute = false;          // recompute each layer's activations in backward
+};
+
+struct ModelSection {
+  std::string preset;     // a hub model_type, or "house"
+  std::string hf_config;  // path of a config.json; exclusive with preset
+  std::string init_from;  // Hugging Face folder or checkpoint folder
+  nlohmann::json overrides = nlohmann::json::object();  // model.*: Hugging Face field names
+};
+
+struct ParallelConfig {
+  int64_t slices = 1;
+  int64_t tp = 1, ep = 1, etp = 1;
+};
+
+struct BatchConfig {
+  int64_t rows = 8;  // sequences per step over all slices
+  int64_t units = 0;  // R; 0: the largest divisor of rows up to 16 that the mesh allows
+  int64_t micro_batch_rows = 1;
+  int64_t seq_len = 256;
+};
+
+struct SourceConfig {
+  std::string path;
+  std::string kind;  // text | megatron
+  double weight = 1;
+};
+
+struct DataConfig {
+  std::vector<SourceConfig> sources;
+  double validation = 0.01;  // share of the rows of each source that is held out
+};
+
+struct EvalConfig {
+  int64_t every = 0;  // steps; 0: never
+  int64_t rows = 32;
+};
+
+struct OptimConfig {
+  double lr = 1e-3;
+  double min_lr = 0;
+  int64_t warmup_steps = 0;
+  std::string schedule = "cosine";  // cosine | linear | constant | wsd
+  int64_t decay_steps = 0;          // wsd: length of the final decay; 0: a tenth of the steps
+  std::vector<double> betas = {0.9, 0.95};
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double clip = 1.0;  // 0: none
+  int64_t block_elements = 1 << 20;
+};
+
+struct MoeConfig {
+  double aux_coef = -1;  // -1: the model's own value, else 1e-3
+  std::string aux_scope = "previous_step";  // previous_step | round | sequence
+  std::string aux_over_layers = "sum";      // sum | mean
+  double z_coef = 1e-3;
+  double bias_rate = 1e-3;
+  std::string routing = "natural";        // natural | balanced | skewed
+  std::string dispatcher = "all_to_all";  // all_to_all | all_gather
+  int64_t max_tokens = 0;  // memory guard: experts run in chunks above it; 0: none
+};
+
+struct CheckpointConfig {
+  int64_t every = 0;  // steps; 0: none
+  int64_t keep = 2;
+  int64_t keep_every = 0;  // every n-th is permanent; 0: none
+};
+
+struct MetricsConfig {
+  int64_t every = 1;
+  int64_t fingerprint_every = 0;
+};
+
+struct ObjectiveConfig {
+  std::string kind = "causal_lm";
+};
+
+struct Config {
+  RunConfig run;
+  TrainConfig train;
+  ModelSection model;
+  ParallelConfig parallel;
+  BatchConfig batch;
+  DataConfig data;
+  EvalConfig eval;
+  OptimConfig optim;
+  MoeConfig moe;
+  CheckpointConfig checkpoint;
+  MetricsConfig metrics;
+  ObjectiveConfig objective;
+};
+
+}  // namespace maniple

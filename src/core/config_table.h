@@ -1,0 +1,175 @@
+// The table of configuration keys: name, member, rule, help. The loader, the printer, the reference
+// page and the JSON Schema walk it; a key exists where it stands here and nowhere else. Defaults
+// are those of the structs of core/config.h.
+#pragma once
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+
+namespace maniple {
+
+// What a value must satisfy besides its type.
+struct Rule {
+  std::vector<std::string> words = {};  // the only allowed texts; empty: any
+  std::vector<std::string> later = {};  // texts of the design that this build does not support
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool above_min = false, below_max = false;  // the bound itself is excluded
+  std::optional<double> or_value = {};        // allowed although outside the bounds
+  bool non_empty = false;                     // of texts
+  std::optional<size_t> count = {};           // of lists
+};
+
+inline Rule any_value() { return {}; }
+inline Rule non_empty() { return {.non_empty = true}; }
+inline Rule one_of(std::vector<std::string> words, std::vector<std::string> later = {}) {
+  return {.words = std::move(words), .later = std::move(later)};
+}
+inline Rule at_least(double min) { return {.min = min}; }
+inline Rule at_least_or(double min, double value) { return {.min = min, .or_value = value}; }
+inline Rule above(double min) { return {.min = min, .above_min = true}; }
+inline Rule share() { return {.min = 0, .max = 1, .below_max = true}; }  // [0, 1)
+inline Rule between(double min, double max) { return {.min = min, .max = max}; }
+inline Rule pair_of_shares() { return {.min = 0, .max = 1, .below_max = true, .count = 2}; }
+
+struct Key {
+  std::string name;  // "group.key"
+  Rule rule;
+  std::string help;
+};
+
+// The keys of one entry of data.sources. `visit(const Key&, member&)` is called once a key.
+template <typename Source, typename Visitor>
+void describe_source(Source& s, Visitor&& visit) {
+  visit(
+      Key{"path", non_empty(), "text: a file or folder; megatron: the path without .bin and .idx"},
+      s.path);
+  visit(Key{"kind", one_of({"text", "megatron"}, {"llmc", "hdf5"}), "format of the source"},
+        s.kind);
+  visit(Key{"weight", above(0), "share of the rows, relative to the other sources"}, s.weight);
+}
+
+// A field of model.*: a field of Hugging Face configs, kept as JSON only where it is given.
+enum class FieldType { kInteger, kNumber, kBool, kText, kIntegers, kTexts, kObject };
+struct ModelField {
+  Key key;  // "model.hidden_size"
+  FieldType type;
+  bool nullable = false;  // null is a value of its own ("none", or "derive it")
+};
+const std::vector<ModelField>& model_fields();
+
+// Keys and whole groups of the design that this build refuses by name.
+const std::vector<std::string>& later_keys();    // "parallel.slice_size"
+const std::vector<std::string>& later_groups();  // "elastic"
+
+// Walks all keys in the order in which they are printed: `visit(const Key&, member&)`, members of
+// type std::string, bool, int64_t, uint64_t, double, std::vector<double>, std::vector<SourceConfig>
+// and, once, nlohmann::json: the model fields that are given, under the name "model.*".
+template <typename ConfigT, typename Visitor>
+void describe(ConfigT& c, Visitor&& visit) {
+  visit(Key{"run.dir", non_empty(), "run folder: config, metrics, checkpoints"}, c.run.dir);
+  visit(Key{"run.seed", at_least(0), "key of every random draw"}, c.run.seed);
+  visit(Key{"run.threads", between(1, 4096), "threads per rank; part of what fixes the bits"},
+        c.run.threads);
+  visit(Key{"run.device", one_of({"cpu", "cuda"}), "where the ranks compute"}, c.run.device);
+  visit(
+      Key{"run.resume", non_empty(),
+          "auto (the newest checkpoint of the run folder, if any), never, or a checkpoint folder"},
+      c.run.resume);
+
+  visit(Key{"train.steps", at_least(1), "number of optimizer steps"}, c.train.steps);
+  visit(Key{"train.precision", one_of({"fp32", "bf16", "fp64"}),
+            "type of weights and activations in forward and backward"},
+        c.train.precision);
+  visit(Key{"train.recompute", any_value(),
+            "recompute each layer's activations in the backward pass"},
+        c.train.recompute);
+
+  visit(
+      Key{"model.preset", any_value(), "a hub model_type or house; exclusive with model.hf_config"},
+      c.model.preset);
+  visit(Key{"model.hf_config", any_value(), "path of a config.json; exclusive with model.preset"},
+        c.model.hf_config);
+  visit(Key{"model.init_from", any_value(),
+            "initial weights: a Hugging Face folder or a checkpoint folder"},
+        c.model.init_from);
+  visit(Key{"model.*", any_value(), "fields that replace those of the preset or hf_config"},
+        c.model.overrides);
+
+  visit(Key{"parallel.slices", at_least(1), "complete replicas; slice size = ranks / slices"},
+        c.parallel.slices);
+  visit(Key{"parallel.tp", at_least(1), "tensor-parallel ranks of the dense layers"},
+        c.parallel.tp);
+  visit(Key{"parallel.ep", at_least(1), "ranks over which the experts are divided"}, c.parallel.ep);
+  visit(Key{"parallel.etp", at_least(1), "ranks over which each expert's width is divided"},
+        c.parallel.etp);
+
+  visit(Key{"batch.rows", at_least(1), "sequences per step over all slices"}, c.batch.rows);
+  visit(Key{"batch.units", at_least(0),
+            "indivisible pieces of a step (R); 0: the largest legal divisor of rows up to 16"},
+        c.batch.units);
+  visit(Key{"batch.micro_batch_rows", at_least(1), "sequences per rank and forward pass"},
+        c.batch.micro_batch_rows);
+  visit(Key{"batch.seq_len", at_least(1), "targets per sequence"}, c.batch.seq_len);
+
+  visit(Key{"data.sources", any_value(), "list of {path, kind, weight}"}, c.data.sources);
+  visit(Key{"data.validation", share(), "share of the rows of each source that is held out"},
+        c.data.validation);
+  visit(Key{"eval.every", at_least(0), "steps between evaluations; 0: never"}, c.eval.every);
+  visit(Key{"eval.rows", at_least(1), "sequences per evaluation"}, c.eval.rows);
+
+  visit(Key{"optim.lr", at_least(0), "peak learning rate"}, c.optim.lr);
+  visit(Key{"optim.min_lr", at_least(0), "learning rate at the end of the decay"}, c.optim.min_lr);
+  visit(Key{"optim.warmup_steps", at_least(0), "steps of linear warm-up"}, c.optim.warmup_steps);
+  visit(Key{"optim.schedule", one_of({"cosine", "linear", "constant", "wsd"}),
+            "course of the learning rate after the warm-up"},
+        c.optim.schedule);
+  visit(Key{"optim.decay_steps", at_least(0),
+            "wsd: length of the final decay; 0: a tenth of the steps"},
+        c.optim.decay_steps);
+  visit(Key{"optim.betas", pair_of_shares(), "decay rates of the two moments"}, c.optim.betas);
+  visit(Key{"optim.eps", above(0), "term of the denominator"}, c.optim.eps);
+  visit(Key{"optim.weight_decay", at_least(0), "decoupled weight decay"}, c.optim.weight_decay);
+  visit(Key{"optim.clip", at_least(0), "largest norm of the gradient; 0: none"}, c.optim.clip);
+  visit(Key{"optim.block_elements", at_least(1), "elements per block of the optimizer state"},
+        c.optim.block_elements);
+
+  visit(Key{"moe.aux_coef", at_least_or(0, -1),
+            "coefficient of the balance loss; -1: the model's own value, else 1e-3"},
+        c.moe.aux_coef);
+  visit(Key{"moe.aux_scope", one_of({"previous_step", "round", "sequence"}),
+            "tokens over which the balance loss takes expert counts"},
+        c.moe.aux_scope);
+  visit(Key{"moe.aux_over_layers", one_of({"sum", "mean"}), "balance losses of the layers"},
+        c.moe.aux_over_layers);
+  visit(Key{"moe.z_coef", at_least(0), "coefficient of the router's z-loss"}, c.moe.z_coef);
+  visit(Key{"moe.bias_rate", at_least(0), "step of the router bias (aux-loss-free balance)"},
+        c.moe.bias_rate);
+  visit(Key{"moe.routing", one_of({"natural", "balanced", "skewed"}),
+            "balanced and skewed replace the router's choice, for measurements"},
+        c.moe.routing);
+  visit(Key{"moe.dispatcher", one_of({"all_to_all", "all_gather"}), "how tokens reach experts"},
+        c.moe.dispatcher);
+  visit(Key{"moe.max_tokens", at_least(0), "memory guard: experts run in chunks above it; 0: none"},
+        c.moe.max_tokens);
+
+  visit(Key{"checkpoint.every", at_least(0), "steps between checkpoints; 0: none"},
+        c.checkpoint.every);
+  visit(Key{"checkpoint.keep", at_least(1), "newest checkpoints that are kept"}, c.checkpoint.keep);
+  visit(Key{"checkpoint.keep_every", at_least(0), "every n-th checkpoint is permanent; 0: none"},
+        c.checkpoint.keep_every);
+
+  visit(Key{"metrics.every", at_least(1), "steps between reports"}, c.metrics.every);
+  visit(Key{"metrics.fingerprint_every", at_least(0),
+            "steps between fingerprints of the state; 0: never"},
+        c.metrics.fingerprint_every);
+
+  visit(Key{"objective.kind", one_of({"causal_lm"}, {"distill"}), "what is minimised"},
+        c.objective.kind);
+}
+
+}  // namespace maniple

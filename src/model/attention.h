@@ -1,0 +1,36 @@
+// Grouped-query self-attention with RoPE, optional QK-norm, biases, sliding window and document
+// masks; heads split over tp. Shape letters: B rows, S positions, D model, H heads, d head dim.
+#pragma once
+
+#include "model/model_config.h"
+#include "parallel/layers.h"
+
+namespace maniple {
+
+// What all layers of one forward share: rotation tables and masks of its rows.
+struct AttentionInputs {
+  at::Tensor cos_full, sin_full, cos_sliding, sin_sliding;  // [B, 1, S, d/2], run type
+  at::Tensor mask_full, mask_sliding;  // bool [B, 1, S, S], true: may attend; undefined: causal
+};
+
+// position, document: int64 [B, S].
+AttentionInputs make_attention_inputs(const ModelConfig& model, const at::Tensor& position,
+                                      const at::Tensor& document, at::ScalarType type);
+
+class Attention {
+ public:
+  Attention(const ModelConfig& model, const std::string& prefix, bool sliding,
+            ParameterStore& store);
+  // x_BSD -> [B, S, D]. Collective over tp.
+  at::Tensor forward(const at::Tensor& x_BSD, const AttentionInputs& inputs);
+
+ private:
+  const ModelConfig& model_;
+  const bool sliding_;
+  Communicator& tp_;
+  Parameter *q_, *k_, *v_, *o_;
+  Parameter *q_bias_ = nullptr, *k_bias_ = nullptr, *v_bias_ = nullptr;
+  Parameter *q_norm_ = nullptr, *k_norm_ = nullptr;
+};
+
+}  // namespace maniple

@@ -1,0 +1,182 @@
+#include "moe/moe_layer.h"
+
+#include <numeric>
+
+#include "core/errors.h"
+
+namespace maniple {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+at::Tensor inverse_of(const at::Tensor& permutation) {
+  at::Tensor inverse = at::empty_like(permutation);
+  inverse.index_put_({permutation}, at::arange(permutation.size(0), permutation.options()));
+  return inverse;
+}
+
+// x of each slot, slots in the order `order` (int64 [T K], slot = token K + k). Backward adds a
+// token's slots in slot order.
+struct GatherSlots : torch::autograd::Function<GatherSlots> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& order,
+                            const at::Tensor& inverse, int64_t K) {
+    ctx->save_for_backward({inverse});
+    ctx->saved_data["K"] = K;
+    return x.index_select(0, order.floor_divide(K));
+  }
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const at::Tensor inverse = ctx->get_saved_variables()[0];
+    const int64_t K = ctx->saved_data["K"].toInt(), D = grads[0].size(1);
+    return {grads[0].contiguous().index_select(0, inverse).view({-1, K, D}).sum(1), {}, {}, {}};
+  }
+};
+
+// Which rows go where: everybody judges the same gathered counts [source, etp copies of E].
+struct Plan {
+  std::vector<int64_t> send_rows, recv_rows;  // per rank of the group
+  std::vector<int64_t> local_counts;          // per local expert, over all sources
+  at::Tensor to_expert_order, from_expert_order;  // between receive order and expert order
+};
+
+Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp) {
+  const int64_t G = ep * etp, E = counts_GE.size(1), local = E / ep;
+  const auto counts = counts_GE.accessor<int64_t, 2>();
+  Plan plan;
+  auto rows = [&](int64_t source, int64_t destination) {
+    int64_t n = 0;
+    for (int64_t e = 0; e < local; ++e) n += counts[source][destination / etp * local + e];
+    return n;
+  };
+  for (int64_t g = 0; g < G; ++g) {
+    plan.send_rows.push_back(rows(rank, g));
+    plan.recv_rows.push_back(rows(g, rank));
+  }
+  // Received: by source, inside by expert. Wanted: by expert, inside by source.
+  const int64_t first = rank / etp * local;
+  std::vector<std::vector<int64_t>> begin(G, std::vector<int64_t>(local));
+  int64_t at_row = 0;
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t e = 0; e < local; ++e) {
+      begin[g][e] = at_row;
+      at_row += counts[g][first + e];
+    }
+  at::Tensor order = at::empty({at_row}, at::TensorOptions(at::kLong));
+  int64_t* next = order.data_ptr<int64_t>();
+  for (int64_t e = 0; e < local; ++e) {
+    int64_t total = 0;
+    for (int64_t g = 0; g < G; ++g) {
+      const int64_t n = counts[g][first + e];
+      std::iota(next, next + n, begin[g][e]);
+      next += n;
+      total += n;
+    }
+    plan.local_counts.push_back(total);
+  }
+  plan.to_expert_order = order;
+  plan.from_expert_order = inverse_of(order);
+  return plan;
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(const ModelConfig& model, int64_t layer, const std::string& prefix,
+                   ParameterStore& store, MoeContext& context)
+    : model_(model), mesh_(store.mesh()), context_(context) {
+  router_ = std::make_unique<Router>(model, layer, prefix, store, context.settings);
+  experts_ = std::make_unique<Experts>(model, prefix, store);
+  if (model.shared_expert_size)
+    shared_ = std::make_unique<DenseFeedForward>(model, prefix + "shared_expert.",
+                                                 model.shared_expert_size, store);
+  if (model.shared_expert_gate)
+    shared_gate_ = &store.add(prefix + "shared_expert_gate.weight", {1, model.hidden_size},
+                              GradGroup::kReplicated, {}, {Init::kNormal, model.initializer_range});
+}
+
+at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
+  const int64_t K = model_.experts_per_token, T = x_TD.size(0), D = x_TD.size(1);
+  const int64_t N = T * K, ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
+  const at::Tensor flat = routing.experts_TK.reshape({-1});
+  const at::Tensor order = std::get<1>(flat.sort(/*stable=*/true, 0, /*descending=*/false));
+  const at::Tensor inverse = inverse_of(order);
+  const at::Tensor counts = at::bincount(flat, {}, model_.num_experts);
+  const at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K);
+  const at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse);
+
+  at::Tensor y;
+  if (G == 1) {
+    const at::Tensor host = counts.contiguous();
+    const int64_t* c = host.data_ptr<int64_t>();
+    y = experts_->forward(x, p, std::vector<int64_t>(c, c + model_.num_experts));
+  } else {
+    Communicator& comm = mesh_.experts();
+    at::Tensor all = at::empty({G, model_.num_experts + 1}, counts.options());
+    at::Tensor mine = at::cat({counts, at::full({1}, N, counts.options())});
+    if (context_.corrupt_counts) {
+      std::vector<int64_t> c(mine.data_ptr<int64_t>(), mine.data_ptr<int64_t>() + mine.numel());
+      context_.corrupt_counts(c);
+      mine = at::tensor(c, counts.options());
+    }
+    comm.all_gather(mine, all);
+    const at::Tensor table = all.narrow(1, 0, model_.num_experts).contiguous();
+    // All ranks judge the same matrix, so all dispatch or none does.
+    const at::Tensor wrong = table.sum(1).ne(all.select(1, model_.num_experts))
+                                 .logical_or((table < 0).any(1));
+    if (wrong.any().item<bool>()) {
+      context_.poisoned = true;
+      return x_TD * 0;
+    }
+    const Plan plan = make_plan(table, comm.rank(), ep, etp);
+    // Every slot is sent to the etp ranks that share its expert. In the send buffer the copies of
+    // one ep group stand beside each other: slots [begin, end) of group 0, etp times, and so on.
+    at::Tensor copy_order = at::empty({etp * N}, counts.options());
+    {
+      int64_t* to = copy_order.data_ptr<int64_t>();
+      int64_t begin = 0;
+      for (int64_t g = 0; g < ep; ++g) {
+        const int64_t n = plan.send_rows[g * etp];
+        for (int64_t j = 0; j < etp; ++j, to += n) std::iota(to, to + n, j * N + begin);
+        begin += n;
+      }
+    }
+    const at::Tensor copy_inverse = inverse_of(copy_order);
+    auto send = [&](const at::Tensor& t) {
+      std::vector<int64_t> shape = t.sizes().vec();
+      shape.insert(shape.begin(), etp);
+      at::Tensor copies = t.unsqueeze(0).expand(shape);
+      shape.erase(shape.begin());
+      shape[0] *= etp;
+      return permute_rows(
+          exchange_rows(permute_rows(copies.reshape(shape), copy_order, copy_inverse),
+                        plan.send_rows, plan.recv_rows, comm),
+          plan.to_expert_order, plan.from_expert_order);
+    };
+    y = experts_->forward(send(x), send(p), plan.local_counts);
+    y = exchange_rows(permute_rows(y, plan.from_expert_order, plan.to_expert_order), plan.recv_rows,
+                      plan.send_rows, comm);
+    y = permute_rows(y, copy_inverse, copy_order).view({etp, N, D});
+    y = etp == 1 ? y[0] : y.sum(0);
+  }
+  return permute_rows(y, inverse, order).view({T, K, D}).sum(1);
+}
+
+at::Tensor MoeLayer::forward(const at::Tensor& x_BSD) {
+  const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2);
+  const at::Tensor x_all = x_BSD.reshape({B * S, D});
+  const at::Tensor x_TD = split_tokens(x_all, mesh_.tp());
+  const int64_t part = (B * S + mesh_.tp().size() - 1) / mesh_.tp().size();
+  const at::Tensor row = at::arange(x_TD.size(0), at::TensorOptions(at::kLong))
+                             .add_(part * mesh_.tp().rank()).floor_divide_(S);
+  const Routing routing = router_->forward(x_TD, row, B);
+  if (routing.loss.defined()) context_.losses.push_back(routing.loss);
+  if (context_.keep_routing) context_.routing.push_back(routing);
+  at::Tensor y = gather_tokens(routed(x_TD, routing), B * S, mesh_.tp()).view({B, S, D});
+  if (shared_) {
+    at::Tensor shared = shared_->forward(x_BSD);
+    if (shared_gate_) shared = at::sigmoid(linear(x_BSD, *shared_gate_)) * shared;
+    y = y + shared;
+  }
+  return y;
+}
+
+}  // namespace maniple

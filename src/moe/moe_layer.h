@@ -1,0 +1,43 @@
+// Mixture of experts: route, dispatch to the ranks that hold the experts, compute, combine, plus the
+// shared expert. Tokens are split over tp first, so that every token is routed once per slice.
+#pragma once
+
+#include <functional>
+
+#include "model/feed_forward.h"
+#include "moe/experts.h"
+#include "moe/router.h"
+
+namespace maniple {
+
+// What the layers of one model share during a forward.
+struct MoeContext {
+  RouterSettings settings;
+  std::vector<at::Tensor> losses;  // of this forward, one per layer; the objective adds them
+  bool poisoned = false;           // an exchange was found inconsistent: void the unit
+  bool keep_routing = false;       // fill `routing` for inspection
+  std::vector<Routing> routing;
+  std::function<void(std::vector<int64_t>&)> corrupt_counts;  // fault injection of tests
+};
+
+class MoeLayer : public FeedForward {
+ public:
+  MoeLayer(const ModelConfig& model, int64_t layer, const std::string& prefix,
+           ParameterStore& store, MoeContext& context);
+  // Collective over tp and over the ep x etp group.
+  at::Tensor forward(const at::Tensor& x_BSD) override;
+  Router& router() { return *router_; }
+
+ private:
+  at::Tensor routed(const at::Tensor& x_TD, const Routing& routing);
+
+  const ModelConfig& model_;
+  ProcessMesh& mesh_;
+  MoeContext& context_;
+  std::unique_ptr<Router> router_;
+  std::unique_ptr<Experts> experts_;
+  std::unique_ptr<DenseFeedForward> shared_;
+  Parameter* shared_gate_ = nullptr;
+};
+
+}  // namespace maniple

@@ -1,0 +1,88 @@
+#include "moe/router.h"
+
+#include "core/errors.h"
+
+namespace maniple {
+
+Router::Router(const ModelConfig& model, int64_t layer, const std::string& prefix,
+               ParameterStore& store, const RouterSettings& settings)
+    : model_(model), layer_(layer), settings_(settings), mesh_(store.mesh()) {
+  // Each tp rank routes its own tokens: the gradient is partial.
+  weight_ = &store.add(prefix + "gate.weight", {model.num_experts, model.hidden_size},
+                       GradGroup::kPartial, {}, {Init::kNormal, model.initializer_range});
+  const auto wide = at::TensorOptions(accumulate_type(store.precision()));
+  bias = at::zeros({model.num_experts}, at::TensorOptions(at::kFloat));
+  previous_f = at::full({model.num_experts}, 1.0 / static_cast<double>(model.num_experts), wide);
+  sums.counts = at::zeros({model.num_experts}, at::TensorOptions(at::kLong));
+}
+
+// The K best, larger score first, then the smaller index (a stable sort).
+at::Tensor Router::select(const at::Tensor& scores_TE) const {
+  const int64_t T = scores_TE.size(0), E = model_.num_experts, K = model_.experts_per_token;
+  if (settings_.routing == "balanced") {
+    const at::Tensor slot = at::arange(T * K, scores_TE.options().dtype(at::kLong));
+    return slot.remainder(E).view({T, K});
+  }
+  if (settings_.routing == "skewed") {  // half of all slots go to the first K experts
+    const at::Tensor token = at::arange(T, scores_TE.options().dtype(at::kLong)).unsqueeze(1);
+    const at::Tensor slot = at::arange(K, token.options()).unsqueeze(0);
+    const at::Tensor spread = (token * K + slot).remainder(E);
+    return at::where(token.remainder(2).eq(0).expand({T, K}), slot.expand({T, K}), spread);
+  }
+  return std::get<1>(scores_TE.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, K);
+}
+
+at::Tensor Router::balance_f(const at::Tensor& scores_TE, const at::Tensor& experts_TK,
+                             const at::Tensor& row_of_T, int64_t num_rows) const {
+  if (settings_.aux_scope == "previous_step") return previous_f.unsqueeze(0);
+  const int64_t E = model_.num_experts, K = model_.experts_per_token;
+  const bool per_row = settings_.aux_scope == "sequence";
+  // DeepSeek's sequence rule counts the top-k of the scores without the bias.
+  const at::Tensor chosen = per_row ? select(scores_TE) : experts_TK;
+  const at::Tensor row = per_row ? row_of_T : at::zeros_like(row_of_T);
+  at::Tensor counts = at::bincount((row.unsqueeze(1) * E + chosen).reshape({-1}), {},
+                                   (per_row ? num_rows : 1) * E);
+  (per_row ? mesh_.tp() : mesh_.in_slice()).all_reduce(counts);
+  counts = counts.view({-1, E}).to(scores_TE.scalar_type());
+  const at::Tensor f = counts / counts.sum(1, true).clamp_min(K);
+  return per_row ? f.index_select(0, row_of_T) : f;
+}
+
+Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows) {
+  Routing out;
+  const auto wide = weight_->grad.scalar_type();
+  const at::Tensor logits = linear(x_TD.to(wide), *weight_);
+  const bool sigmoid = model_.router_score == RouterScore::kSigmoid;
+  // s_i / sum_j s_j as a softmax over log s: no epsilon to exploit.
+  const at::Tensor log_scores = sigmoid ? at::log_sigmoid(logits) : at::log_softmax(logits, -1);
+  const at::Tensor probabilities = sigmoid ? at::softmax(log_scores, -1) : log_scores.exp();
+  {
+    at::NoGradGuard no_grad;
+    const at::Tensor scores = log_scores.exp();
+    out.experts_TK = select(model_.router_bias ? scores + bias.to(wide) : scores);
+  }
+  const at::Tensor chosen = log_scores.gather(1, out.experts_TK);
+  out.weights_TK = model_.normalize_topk ? at::softmax(chosen, -1) : chosen.exp();
+  out.logits_TE = logits.detach();
+
+  if (!training) return out;
+  const double E = static_cast<double>(model_.num_experts);
+  at::Tensor f;
+  {
+    at::NoGradGuard no_grad;
+    f = balance_f(log_scores.exp(), out.experts_TK, row_of_T, num_rows);
+  }
+  const at::Tensor aux = (f * probabilities).sum() * E;
+  const at::Tensor z = at::logsumexp(logits, -1).square().sum();
+  out.loss = (aux * settings_.aux_coef + z * settings_.z_coef) * settings_.layer_weight;
+
+  at::NoGradGuard no_grad;
+  sums.aux += aux.to(at::kDouble).item<double>();
+  sums.z += z.to(at::kDouble).item<double>();
+  sums.entropy -= (probabilities * probabilities.clamp_min(1e-30).log()).sum().item<double>();
+  sums.counts += at::bincount(out.experts_TK.reshape({-1}), {}, model_.num_experts);
+  sums.num_tokens += x_TD.size(0);
+  return out;
+}
+
+}  // namespace maniple

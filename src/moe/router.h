@@ -1,0 +1,65 @@
+// Top-k routing in fp32 (fp64), its balance losses and its counts. spec: docs/numerics.md.
+// Shape letters: T tokens, E experts, K experts per token.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "core/config.h"
+#include "model/model_config.h"
+#include "parallel/layers.h"
+
+namespace maniple {
+
+struct RouterSettings {
+  double aux_coef = 0, z_coef = 0;  // 0 for evaluation and models without losses
+  std::string aux_scope = "previous_step";
+  double layer_weight = 1;  // 1, or 1 / layers for moe.aux_over_layers: mean
+  std::string routing = "natural";
+};
+
+// What one layer adds up over the tokens of a unit; sums only, so that they merge exactly.
+struct RouterSums {
+  at::Tensor counts;            // int64 [E]
+  double aux = 0;               // sum over tokens of E sum_i f_i p_i(t): 1 per token at balance
+  double z = 0;                 // sum over tokens of logsumexp^2
+  double entropy = 0;           // of the token's distribution
+  int64_t num_tokens = 0;
+};
+
+struct Routing {
+  at::Tensor experts_TK;  // int64, best first
+  at::Tensor weights_TK;  // accumulation type, differentiable
+  at::Tensor loss;        // sum over tokens of the weighted aux and z losses (undefined: none)
+  at::Tensor logits_TE;   // detached, for inspection
+};
+
+class Router {
+ public:
+  Router(const ModelConfig& model, int64_t layer, const std::string& prefix, ParameterStore& store,
+         const RouterSettings& settings);
+
+  // x_TD: this rank's tokens; row_of_T (int64) tells the row (sequence) of each and num_rows their
+  // number, for the scope `sequence`. Collective over the slice in scope `round`, over tp in scope
+  // `sequence`.
+  Routing forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows);
+
+  // State outside the gradient: the selection bias b [E] (fp32) and f [E] of the last committed
+  // step, both kept by the trainer's checkpoint.
+  at::Tensor bias, previous_f;
+  RouterSums sums;       // added to by every forward while `training`
+  bool training = true;  // losses and sums on
+  int64_t layer() const { return layer_; }
+
+ private:
+  at::Tensor select(const at::Tensor& scores_TE) const;
+  at::Tensor balance_f(const at::Tensor& scores_TE, const at::Tensor& experts_TK,
+                       const at::Tensor& row_of_T, int64_t num_rows) const;
+
+  const ModelConfig& model_;
+  const int64_t layer_;
+  const RouterSettings& settings_;
+  ProcessMesh& mesh_;
+  Parameter* weight_;
+};
+
+}  // namespace maniple

@@ -1,0 +1,56 @@
+#include "parallel/mesh.h"
+
+#include <numeric>
+
+#include "core/errors.h"
+
+namespace maniple {
+
+int64_t smallest_num_ranks(const ParallelConfig& p) {
+  return p.slices * std::lcm(p.tp, p.ep * p.etp);
+}
+
+MeshShape make_mesh_shape(const ParallelConfig& p, int64_t num_ranks) {
+  auto refuse = [&](const std::string& rule) {
+    throw ConfigError(fmt::format(
+        "cannot lay {} ranks out as parallel.slices={} tp={} ep={} etp={}: {}; use a multiple of {} "
+        "ranks or change parallel.*",
+        num_ranks, p.slices, p.tp, p.ep, p.etp, rule, smallest_num_ranks(p)));
+  };
+  if (num_ranks % p.slices) refuse("ranks must be divisible by slices");
+  MeshShape shape{p.slices, num_ranks / p.slices, p.tp, p.ep, p.etp};
+  if (shape.slice_size % p.tp) refuse(fmt::format("slice size {} must be divisible by tp", shape.slice_size));
+  if (shape.slice_size % (p.ep * p.etp))
+    refuse(fmt::format("slice size {} must be divisible by ep x etp", shape.slice_size));
+  return shape;
+}
+
+const char* to_string(GradGroup group) {
+  static const char* names[] = {"sharded", "replicated", "partial", "expert"};
+  return names[static_cast<int>(group)];
+}
+
+ProcessMesh::ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world)
+    : shape_(shape), world_(std::move(world)) {
+  MANIPLE_INVARIANT(world_->size() == shape.num_ranks(), "{} != {}", world_->size(),
+                    shape.num_ranks());
+  const int rank = world_->rank();
+  slice_ = rank / shape.slice_size;
+  position_ = rank % shape.slice_size;
+  const int64_t num_experts_groups = shape.inner_edp(), per_group = shape.ep * shape.etp;
+  in_slice_ = world_->split(slice_, rank);
+  tp_ = world_->split(slice_ * shape.inner_dp() + dp_index(), rank);
+  experts_ = world_->split(slice_ * num_experts_groups + position_ / per_group, rank);
+  dense_reduce_ = world_->split(tp_index(), rank);
+  expert_reduce_ = world_->split(position_ % per_group, rank);
+}
+
+Communicator& ProcessMesh::grad_group(GradGroup group) {
+  switch (group) {
+    case GradGroup::kPartial: return *world_;
+    case GradGroup::kExpert: return *expert_reduce_;
+    default: return *dense_reduce_;
+  }
+}
+
+}  // namespace maniple

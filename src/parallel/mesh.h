@@ -1,0 +1,62 @@
+// The ranks of a job as a folded mesh: world = slices x slice_size, and inside a slice two views of
+// the same ranks. Dense view: inner_dp x tp. Sparse view: inner_edp x ep x etp.
+#pragma once
+
+#include <memory>
+
+#include "core/config.h"
+#include "parallel/communicator.h"
+
+namespace maniple {
+
+struct ModelConfig;
+
+struct MeshShape {
+  int64_t slices = 1, slice_size = 1, tp = 1, ep = 1, etp = 1;
+  int64_t inner_dp() const { return slice_size / tp; }
+  int64_t inner_edp() const { return slice_size / (ep * etp); }
+  int64_t num_ranks() const { return slices * slice_size; }
+};
+
+// Throws ConfigError with the reason and the nearest legal choice when the ranks do not divide.
+MeshShape make_mesh_shape(const ParallelConfig& parallel, int64_t num_ranks);
+// The smallest legal number of ranks.
+int64_t smallest_num_ranks(const ParallelConfig& parallel);
+
+// Where the gradient of a parameter is summed, and so which ranks share its optimizer state.
+enum class GradGroup {
+  kSharded,     // split over tp: summed over slices x inner_dp
+  kReplicated,  // equal on all tp ranks, gradient too: summed over slices x inner_dp
+  kPartial,     // equal on all tp ranks, gradient partial (split tokens or heads): over all ranks
+  kExpert,      // split over ep and etp: summed over slices x inner_edp
+};
+constexpr int kNumGradGroups = 4;
+const char* to_string(GradGroup group);
+
+// Owns the communicators by axis. Collective over the world to construct.
+class ProcessMesh {
+ public:
+  ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world);
+
+  const MeshShape& shape() const { return shape_; }
+  int64_t slice() const { return slice_; }
+  int64_t position() const { return position_; }
+  int64_t dp_index() const { return position_ / shape_.tp; }
+  int64_t tp_index() const { return position_ % shape_.tp; }
+  int64_t ep_index() const { return position_ / shape_.etp % shape_.ep; }
+  int64_t etp_index() const { return position_ % shape_.etp; }
+
+  Communicator& world() { return *world_; }
+  Communicator& in_slice() { return *in_slice_; }
+  Communicator& tp() { return *tp_; }
+  Communicator& experts() { return *experts_; }  // the ep x etp ranks that hold one set of experts
+  Communicator& grad_group(GradGroup group);
+
+ private:
+  MeshShape shape_;
+  std::unique_ptr<Communicator> world_;
+  int64_t slice_, position_;
+  std::unique_ptr<Communicator> in_slice_, tp_, experts_, dense_reduce_, expert_reduce_;
+};
+
+}  // namespace maniple

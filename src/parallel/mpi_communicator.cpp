@@ -1,0 +1,174 @@
+#include <mpi.h>
+#include <sched.h>
+
+#include <chrono>
+#include <cstdlib>
+
+#include "core/errors.h"
+#include "parallel/communicator.h"
+
+namespace maniple {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int to_int(int64_t n) {
+  MANIPLE_INVARIANT(n >= 0 && n <= INT32_MAX, "{} elements do not fit one MPI message", n);
+  return static_cast<int>(n);
+}
+
+MPI_Datatype mpi_type(int64_t bytes) {  // moved, never interpreted
+  switch (bytes) {
+    case 1: return MPI_BYTE;
+    case 2: return MPI_INT16_T;
+    case 4: return MPI_INT32_T;
+    default: return MPI_INT64_T;
+  }
+}
+
+class Request : public Work {
+ public:
+  Request(const char* what, double deadline_s) : what_(what), deadline_s_(deadline_s) {}
+  ~Request() override {
+    if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+  }
+  void wait() override {
+    const auto start = Clock::now();
+    for (int64_t polls = 0;; ++polls) {
+      int done = 0;
+      MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+      if (done) return;
+      if (polls > 200) sched_yield();
+      if ((polls & 1023) == 0) {
+        const double waited = std::chrono::duration<double>(Clock::now() - start).count();
+        if (waited > deadline_s_)
+          throw CommError(fmt::format("MPI {} did not finish within {} s: a rank hangs or is gone",
+                                      what_, deadline_s_));
+      }
+    }
+  }
+  MPI_Request request = MPI_REQUEST_NULL;
+  std::vector<int> counts, offsets, counts2, offsets2;  // must outlive the operation
+
+ private:
+  const char* what_;
+  double deadline_s_;
+};
+
+void prefix(const std::vector<int64_t>& parts, int64_t factor, std::vector<int>& counts,
+            std::vector<int>& offsets) {
+  int64_t at = 0;
+  for (int64_t n : parts) {
+    counts.push_back(to_int(n * factor));
+    offsets.push_back(to_int(at));
+    at += n * factor;
+  }
+}
+
+class MpiCommunicator : public Communicator {
+ public:
+  MpiCommunicator(MPI_Comm comm, double deadline_s, bool owned)
+      : comm_(comm), deadline_s_(deadline_s), owned_(owned) {
+    MPI_Comm_rank(comm_, &rank_);
+    MPI_Comm_size(comm_, &size_);
+  }
+  ~MpiCommunicator() override {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (owned_ && !finalized) MPI_Comm_free(&comm_);
+  }
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+
+  std::unique_ptr<Work> begin_all_gather(const at::Tensor& in, at::Tensor& out) override {
+    auto work = std::make_unique<Request>("all_gather", deadline_s_);
+    const auto type = mpi_type(in.element_size());
+    const int n = to_int(in.numel());
+    MPI_Iallgather(in.data_ptr(), n, type, out.data_ptr(), n, type, comm_, &work->request);
+    return work;
+  }
+  void all_gather_v(const at::Tensor& in, at::Tensor& out,
+                    const std::vector<int64_t>& counts) override {
+    Request work("all_gather_v", deadline_s_);
+    const auto type = mpi_type(in.element_size());
+    prefix(counts, 1, work.counts, work.offsets);
+    MPI_Iallgatherv(in.data_ptr(), to_int(in.numel()), type, out.data_ptr(), work.counts.data(),
+                    work.offsets.data(), type, comm_, &work.request);
+    work.wait();
+  }
+  void all_to_all_v(const at::Tensor& in, const std::vector<int64_t>& send_rows, at::Tensor& out,
+                    const std::vector<int64_t>& recv_rows) override {
+    Request work("all_to_all_v", deadline_s_);
+    int64_t row = 1;
+    for (int64_t d = 1; d < in.dim(); ++d) row *= in.size(d);
+    prefix(send_rows, row, work.counts, work.offsets);
+    prefix(recv_rows, row, work.counts2, work.offsets2);
+    const auto type = mpi_type(in.element_size());
+    MPI_Ialltoallv(in.data_ptr(), work.counts.data(), work.offsets.data(), type, out.data_ptr(),
+                   work.counts2.data(), work.offsets2.data(), type, comm_, &work.request);
+    work.wait();
+  }
+  std::unique_ptr<Work> begin_reduce_scatter(const at::Tensor& in, at::Tensor& out,
+                                             const std::vector<int64_t>& counts) override {
+    auto work = std::make_unique<Request>("reduce_scatter", deadline_s_);
+    prefix(counts, 1, work->counts, work->offsets);
+    MPI_Ireduce_scatter(in.data_ptr(), out.data_ptr(), work->counts.data(), MPI_UINT64_T, MPI_SUM,
+                        comm_, &work->request);
+    return work;
+  }
+  void all_reduce(at::Tensor& t) override {
+    Request work("all_reduce", deadline_s_);
+    MPI_Iallreduce(MPI_IN_PLACE, t.data_ptr(), to_int(t.numel()), MPI_UINT64_T, MPI_SUM, comm_,
+                   &work.request);
+    work.wait();
+  }
+  void broadcast(at::Tensor& t, int root) override {
+    Request work("broadcast", deadline_s_);
+    MPI_Ibcast(t.data_ptr(), to_int(t.numel()), mpi_type(t.element_size()), root, comm_,
+               &work.request);
+    work.wait();
+  }
+  void barrier() override {
+    Request work("barrier", deadline_s_);
+    MPI_Ibarrier(comm_, &work.request);
+    work.wait();
+  }
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    MPI_Comm child;
+    MPI_Comm_split(comm_, color, key, &child);
+    return std::make_unique<MpiCommunicator>(child, deadline_s_, true);
+  }
+
+ private:
+  MPI_Comm comm_;
+  double deadline_s_;
+  bool owned_;
+  int rank_ = 0, size_ = 1;
+};
+
+}  // namespace
+
+bool started_by_mpi() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"})
+    if (std::getenv(name)) return true;
+  return false;
+}
+
+std::unique_ptr<Communicator> make_mpi_world(double deadline_s) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  if (!initialized) {
+    int provided = 0;
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  }
+  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, deadline_s, false);
+}
+
+void finalize_mpi() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  if (initialized && !finalized) MPI_Finalize();
+}
+
+}  // namespace maniple

@@ -1,0 +1,306 @@
+#include "trainer/commands.h"
+
+#include <ATen/Parallel.h>
+#include <malloc.h>
+#include <mpi.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+
+#include "core/config_schema.h"
+#include "core/errors.h"
+#include "core/files.h"
+#include "core/signals.h"
+#include "interop/safetensors.h"
+#include "metrics/console.h"
+#include "trainer/inference.h"
+#include "trainer/trainer.h"
+
+namespace maniple {
+namespace {
+
+int rank_of_environment() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"})
+    if (const char* value = std::getenv(name)) return std::atoi(value);
+  return 0;
+}
+
+void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+// Refused rather than ignored: what the schema knows and this build does not do yet.
+void check_supported(const Config& c) {
+  auto refuse = [](const std::string& what, const std::string& fix) {
+    throw ConfigError(what + " is not supported by this build; " + fix);
+  };
+  if (c.run.device != "cpu") refuse("run.device=" + c.run.device, "set run.device=cpu");
+  if (c.train.recompute) refuse("train.recompute=true", "set it to false");
+  if (c.moe.dispatcher != "all_to_all") refuse("moe.dispatcher=" + c.moe.dispatcher, "set all_to_all");
+  if (c.moe.max_tokens) refuse("moe.max_tokens", "set it to 0");
+}
+
+struct Options {
+  std::string config, model, ids, out, dtype = "fp32", prompt, resume;
+  std::vector<std::string> overrides;
+  int64_t ranks = 0, tokens = 200, rows = 64;
+  double temperature = 0.8, top_p = 0.95;
+  uint64_t seed = 1;
+  std::string what = "print";
+};
+
+Config load(const Options& o) {
+  Config config = load_config(o.config, o.overrides);
+  check_supported(config);
+  return config;
+}
+
+ExitCode command_train(const Options& o) {
+  set_parent_death_signal();
+  const Config config = load(o);
+  at::set_num_threads(static_cast<int>(config.run.threads));
+  install_signals();
+  if (!started_by_mpi()) return train(config, make_single_communicator());
+  return train(config, make_mpi_world(/*deadline_s=*/600));
+}
+
+ExitCode command_plan(const Options& o) {
+  const Config config = load(o);
+  const ModelConfig model = resolve_model(config.model);
+  const int64_t ranks = o.ranks ? o.ranks : smallest_num_ranks(config.parallel);
+  const MeshShape s = make_mesh_shape(config.parallel, ranks);
+  const int64_t units = num_units(config.batch, s);
+  const double n = static_cast<double>(num_parameters(model));
+  const double bytes = config.train.precision == "bf16" ? 2 : config.train.precision == "fp64" ? 8 : 4;
+  // Experts are split over ep x etp, the rest over tp (norms and routers are small).
+  double experts = 0;
+  for (const LayerConfig& layer : model.layers)
+    if (layer.moe)
+      experts += 3.0 * static_cast<double>(model.num_experts * model.hidden_size * model.expert_size);
+  const double held = experts / static_cast<double>(s.ep * s.etp) + (n - experts) / static_cast<double>(s.tp);
+  const double state = experts / static_cast<double>(s.slices * s.slice_size) +
+                       (n - experts) / static_cast<double>(s.slices * s.slice_size);
+  const double mib = 1 << 20;
+  print(format_table(
+      {{"mesh",
+        {{"ranks", fmt::format("{} = {} slices x {}", ranks, s.slices, s.slice_size)},
+         {"dense view", fmt::format("inner_dp {} x tp {}", s.inner_dp(), s.tp)},
+         {"sparse view", fmt::format("inner_edp {} x ep {} x etp {}", s.inner_edp(), s.ep, s.etp)},
+         {"units", fmt::format("{} ({} per slice)", units, units / s.slices)}}},
+       {"parameters",
+        {{"total", fmt::format("{:.0f}", n)},
+         {"active per token", fmt::format("{}", num_active_parameters(model))},
+         {"held by a rank", format_count(held)}}},
+       {"memory per rank",
+        {{"working copy", fmt::format("{:.1f} MiB", held * bytes / mib)},
+         {"gradients, sums", fmt::format("{:.1f} MiB", held * 12 / mib)},
+         {"optimizer state", fmt::format("{:.1f} MiB", state * 12 / mib)}}},
+       {"per rank and step",
+        {{"exchange sent", fmt::format("{:.1f} MiB", s.num_ranks() > 1 ? held * 8 / mib : 0)},
+         {"compute", fmt::format("{:.2f} GFLOP", flops_per_token(model, config.batch.seq_len) *
+                                                     static_cast<double>(config.batch.rows * config.batch.seq_len) /
+                                                     static_cast<double>(ranks) * 1e-9)}}}},
+      detect_console_style(stdout)));
+  return ExitCode::kOk;
+}
+
+ExitCode command_config(const Options& o) {
+  if (o.what == "schema") {
+    print(config_json_schema().dump(2) + "\n");
+  } else if (o.what == "reference") {
+    print(config_reference_markdown());
+  } else {
+    if (o.config.empty()) throw UsageError("config print needs a file: maniple config print FILE");
+    print(config_to_yaml(load(o)));
+  }
+  return ExitCode::kOk;
+}
+
+ExitCode command_sample(const Options& o) {
+  InferenceModel model(o.model, "fp32");
+  print(o.prompt);
+  model.sample(o.prompt, o.tokens, o.temperature, o.top_p, o.seed, [](int64_t token) {
+    if (token < 256) {
+      std::fputc(static_cast<int>(token), stdout);
+      std::fflush(stdout);
+    } else if (token == 256) {
+      print("\n--- end of document ---\n");
+    }
+  });
+  print("\n");
+  return ExitCode::kOk;
+}
+
+ExitCode command_eval(const Options& o) {
+  InferenceModel model(o.model, o.dtype);
+  if (is_hub_folder(o.model))
+    throw UsageError("eval takes a run folder or checkpoint, whose config names the data; " + o.model +
+                     " is a Hugging Face folder");
+  const auto rows = open_row_source(model.config().data, model.config().batch.seq_len,
+                                    model.model().vocab_size, model.config().run.seed);
+  const int64_t n = std::min(o.rows, rows->num_rows(Split::kValidation));
+  if (n == 0) throw DataError("no validation rows: data.validation of this run is 0");
+  TrainStep step(model.config(), model.trained(), model.mesh(), *rows);
+  const double loss = step.evaluate(n), bytes = rows->bytes_per_token();
+  nlohmann::ordered_json out = {{"step", model.step()}, {"rows", n}, {"eval_loss", loss}};
+  if (bytes > 0) out["eval_bits_per_byte"] = loss / std::log(2.0) / bytes;
+  print(out.dump() + "\n");
+  return ExitCode::kOk;
+}
+
+ExitCode command_logits(const Options& o) {
+  const std::string text = read_file(o.ids, "--ids");
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  auto bad = [&](const std::string& why) {
+    return DataError(fmt::format("cannot use --ids {}: {}; give a JSON list of id lists of one length", o.ids, why));
+  };
+  if (!json.is_array() || json.empty()) throw bad("it is not a non-empty JSON list");
+  InferenceModel model(o.model, o.dtype);
+  std::vector<int64_t> flat;
+  for (const auto& row : json) {
+    if (!row.is_array() || row.empty()) throw bad("a row is not a non-empty list");
+    if (row.size() != json[0].size())
+      throw bad(fmt::format("rows have {} and {} ids", json[0].size(), row.size()));
+    for (const auto& id : row) {
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= model.model().vocab_size)
+        throw bad(fmt::format("id {} is not in [0, {})", id.dump(), model.model().vocab_size));
+      flat.push_back(id.get<int64_t>());
+    }
+  }
+  const auto num_rows = static_cast<int64_t>(json.size()), T = static_cast<int64_t>(json[0].size());
+  const at::Tensor ids = at::tensor(flat, at::TensorOptions(at::kLong)).view({num_rows, T});
+  const at::ScalarType type = o.dtype == "fp64" ? at::kDouble : at::kFloat;
+  SafetensorsWriter writer(o.out, {{"logits", type, {num_rows, T, model.model().vocab_size}}});
+  writer.write("logits", model.logits(ids).to(type).contiguous());
+  writer.finish();
+  return ExitCode::kOk;
+}
+
+ExitCode command_inspect(const Options& o, bool verify) {
+  const CheckpointInfo info = verify ? verify_checkpoint(open_checkpoint(o.model).folder) : open_checkpoint(o.model);
+  int64_t elements = 0, tensors = 0;
+  for (const TensorEntry& t : list_tensors(info)) {
+    int64_t n = 1;
+    for (int64_t d : t.global_shape) n *= d;
+    ++tensors;
+    elements += n;
+    if (!verify) {
+      std::string shape;
+      for (int64_t d : t.global_shape) shape += (shape.empty() ? "" : " x ") + std::to_string(d);
+      print(fmt::format("{:<72} {}\n", t.name, shape));
+    }
+  }
+  print(fmt::format("{}: step {}, {} tensors, {} elements{}\n", info.folder, info.step, tensors, elements,
+                    verify ? ", all hashes good" : ""));
+  return ExitCode::kOk;
+}
+
+ExitCode command_doctor() {
+  std::vector<std::pair<std::string, std::string>> rows = {
+      {"LibTorch", TORCH_VERSION},
+      {"CPU capability", at::get_cpu_capability()},
+      {"bf16 products", at::globalContext().userEnabledMkldnn() ? "oneDNN" : "reference"},
+      {"processors", std::to_string(std::thread::hardware_concurrency())},
+      {"MPI", [] {
+         char text[MPI_MAX_LIBRARY_VERSION_STRING];
+         int length = 0;
+         MPI_Get_library_version(text, &length);
+         return std::string(text, length).substr(0, std::string(text, length).find(','));
+       }()}};
+  print(format_table({{"machine", rows}}, detect_console_style(stdout)));
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv) {
+  // Large tensors stay in the heap: a fresh mapping per tensor costs a page fault per 4 KiB.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+
+  Options o;
+  CLI::App app{"Maniple trains sparse Mixture-of-Experts language models on many machines.\n"
+               "Example: mpirun -n 2 maniple train config.yaml parallel.ep=2"};
+  app.require_subcommand(1);
+  auto add = [&](const char* name, const char* help) { return app.add_subcommand(name, help); };
+  auto with_config = [&](CLI::App* c) {
+    c->add_option("config", o.config, "YAML file")->required();
+    c->add_option("overrides", o.overrides, "group.key=value ...");
+  };
+  auto* train_c = add("train", "Train a model. Example: mpirun -n 4 maniple train config.yaml parallel.slices=2 optim.lr=3e-4");
+  with_config(train_c);
+  auto* plan_c = add("plan", "Print groups, parameters, memory and bytes sent; refuse an impossible mesh. Example: maniple plan config.yaml --ranks 8");
+  with_config(plan_c);
+  plan_c->add_option("--ranks", o.ranks, "number of ranks (default: the smallest legal)")->check(CLI::PositiveNumber);
+  auto* config_c = add("config", "Print the resolved config, its JSON Schema or its reference. Example: maniple config print config.yaml");
+  config_c->add_option("what", o.what, "print, schema or reference")->check(CLI::IsMember({"print", "schema", "reference"}))->required();
+  config_c->add_option("config", o.config, "YAML file");
+  config_c->add_option("overrides", o.overrides, "group.key=value ...");
+  auto with_model = [&](CLI::App* c) { c->add_option("model", o.model, "run folder or checkpoint")->required(); };
+  auto* sample_c = add("sample", "Continue a text. Example: maniple sample runs/quickstart --prompt 'def '");
+  with_model(sample_c);
+  sample_c->add_option("--prompt", o.prompt, "text to continue");
+  sample_c->add_option("--tokens", o.tokens, "how many to draw")->check(CLI::PositiveNumber);
+  sample_c->add_option("--temperature", o.temperature, "0: the most likely token")->check(CLI::NonNegativeNumber);
+  sample_c->add_option("--top-p", o.top_p, "draw from the smallest set with this mass")->check(CLI::Range(0.0, 1.0));
+  sample_c->add_option("--seed", o.seed, "of the draws");
+  auto* eval_c = add("eval", "Validation loss of a checkpoint. Example: maniple eval runs/quickstart --rows 128");
+  with_model(eval_c);
+  eval_c->add_option("--rows", o.rows, "validation rows")->check(CLI::PositiveNumber);
+  const auto dtypes = CLI::IsMember({"fp64", "fp32", "bf16"});
+  eval_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
+  auto* logits_c = add("logits", "Logits of given ids as safetensors. Example: maniple logits --model DIR --ids ids.json --dtype fp64 --out logits.safetensors");
+  logits_c->add_option("--model", o.model, "Hugging Face folder or checkpoint")->required();
+  logits_c->add_option("--ids", o.ids, "JSON list of id lists")->required();
+  logits_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
+  logits_c->add_option("--out", o.out, "safetensors file to write")->required();
+  auto* inspect_c = add("inspect", "List the tensors of a checkpoint. Example: maniple inspect runs/quickstart");
+  with_model(inspect_c);
+  auto* verify_c = add("verify", "Check every hash of a checkpoint. Example: maniple verify runs/quickstart");
+  with_model(verify_c);
+  auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
+  (void)doctor_c;
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    if (rank_of_environment() == 0)
+      std::fprintf(stderr, "maniple: %s; see maniple --help\n", e.what());
+    return static_cast<int>(ExitCode::kUsage);
+  }
+
+  const int rank = rank_of_environment();
+  try {
+    ExitCode code = ExitCode::kOk;
+    if (*train_c) code = command_train(o);
+    else if (*plan_c) code = command_plan(o);
+    else if (*config_c) code = command_config(o);
+    else if (*sample_c) code = command_sample(o);
+    else if (*eval_c) code = command_eval(o);
+    else if (*logits_c) code = command_logits(o);
+    else if (*inspect_c) code = command_inspect(o, false);
+    else if (*verify_c) code = command_inspect(o, true);
+    else code = command_doctor();
+    finalize_mpi();
+    return static_cast<int>(code);
+  } catch (const std::exception& e) {
+    const auto* error = dynamic_cast<const Error*>(&e);
+    const int code = static_cast<int>(error ? error->code() : ExitCode::kInternal);
+    int initialized = 0;
+    MPI_Initialized(&initialized);
+    // Most errors are seen by every rank alike: rank 0 speaks. One that only another rank sees is
+    // printed after a moment in which rank 0 would have ended the job.
+    if (rank != 0) sleep(2);
+    std::fflush(stdout);
+    std::fprintf(stderr, "maniple: %s%s\n", e.what(), rank ? fmt::format(" [rank {}]", rank).c_str() : "");
+    std::fflush(stderr);
+    if (initialized) MPI_Abort(MPI_COMM_WORLD, code);
+    _exit(code);
+  }
+}
+
+}  // namespace maniple

@@ -1,0 +1,71 @@
+#include "trainer/inference.h"
+
+#include "core/config_schema.h"
+#include "core/errors.h"
+#include "core/random.h"
+
+namespace maniple {
+
+InferenceModel::InferenceModel(const std::string& path, const std::string& precision) {
+  std::unique_ptr<CheckpointInfo> checkpoint;
+  if (is_hub_folder(path)) {
+    config_.model.hf_config = path + "/config.json";
+  } else {
+    checkpoint = std::make_unique<CheckpointInfo>(open_checkpoint(path));
+    config_ = parse_config(checkpoint->meta.at("config").get<std::string>(), checkpoint->folder);
+    step_ = checkpoint->step;
+  }
+  config_.parallel = {};
+  config_.train.precision = precision;
+  config_.batch.units = 0;
+  config_.batch.micro_batch_rows = 1;
+  mesh_ = std::make_unique<ProcessMesh>(MeshShape{}, make_single_communicator());
+  trained_ = std::make_unique<TrainedModel>(config_, resolve_model(config_.model), *mesh_);
+  for (MoeLayer* layer : trained_->moe_layers) layer->router().training = false;
+  if (checkpoint)
+    initialize_from_checkpoint(*trained_, *checkpoint, false);
+  else
+    initialize_from_hub(*trained_, path);
+}
+
+at::Tensor InferenceModel::logits(const at::Tensor& ids) {
+  at::NoGradGuard no_grad;
+  const at::Tensor position = at::arange(ids.size(1), ids.options()).expand_as(ids).contiguous();
+  const at::Tensor h = trained_->decoder->forward(ids, position, at::zeros_like(ids));
+  const Parameter& head = trained_->decoder->head();
+  return at::matmul(h, head.value.narrow(0, 0, model().vocab_size).t())
+      .to(accumulate_type(trained_->store.precision()));
+}
+
+void InferenceModel::sample(const std::string& prompt, int64_t num_tokens, double temperature,
+                            double top_p, uint64_t seed, const std::function<void(int64_t)>& emit) {
+  std::vector<int64_t> ids;
+  for (char c : prompt) ids.push_back(static_cast<unsigned char>(c));
+  if (ids.empty()) ids.push_back(256);
+  const auto window = static_cast<size_t>(config_.batch.seq_len);
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    const size_t n = std::min(ids.size(), window);
+    const at::Tensor in = at::tensor(std::vector<int64_t>(ids.end() - static_cast<int64_t>(n), ids.end()),
+                                     at::TensorOptions(at::kLong)).unsqueeze(0);
+    at::Tensor z = logits(in)[0][static_cast<int64_t>(n) - 1].to(at::kDouble);
+    int64_t next;
+    if (temperature <= 0) {
+      next = z.argmax().item<int64_t>();
+    } else {
+      const auto [p, order] = at::softmax(z / temperature, 0).sort(/*stable=*/true, 0, true);
+      const double draw = uniform(key_of(seed, hash_name("sample")), static_cast<uint64_t>(i));
+      const double* q = p.data_ptr<double>();
+      double mass = 0;
+      int64_t kept = 0;
+      while (kept < p.numel() && mass < top_p) mass += q[kept++];
+      int64_t pick = 0;
+      for (double sum = q[0]; sum < draw * mass && pick + 1 < kept; sum += q[++pick]) {
+      }
+      next = order[pick].item<int64_t>();
+    }
+    ids.push_back(next);
+    emit(next);
+  }
+}
+
+}  // namespace maniple

@@ -1,0 +1,33 @@
+// A trained or imported model on one process, for evaluation, sampling and logits.
+#pragma once
+
+#include "trainer/run_state.h"
+
+namespace maniple {
+
+class InferenceModel {
+ public:
+  // path: Hugging Face folder, checkpoint, checkpoints/ or run folder. precision: fp32, bf16, fp64.
+  InferenceModel(const std::string& path, const std::string& precision);
+
+  // ids [B, S] int64 -> logits [B, S, V] (accumulation type). No gradient.
+  at::Tensor logits(const at::Tensor& ids);
+  // Continues `prompt` (bytes) by num_tokens draws. temperature 0: the most likely token.
+  // emit is called with each new token; a draw is keyed by (seed, position).
+  void sample(const std::string& prompt, int64_t num_tokens, double temperature, double top_p,
+              uint64_t seed, const std::function<void(int64_t)>& emit);
+
+  const ModelConfig& model() const { return trained_->model; }
+  TrainedModel& trained() { return *trained_; }
+  ProcessMesh& mesh() { return *mesh_; }
+  const Config& config() const { return config_; }  // of the checkpoint; defaults for hub folders
+  int64_t step() const { return step_; }
+
+ private:
+  Config config_;
+  int64_t step_ = 0;
+  std::unique_ptr<ProcessMesh> mesh_;
+  std::unique_ptr<TrainedModel> trained_;
+};
+
+}  // namespace maniple

@@ -1,0 +1,78 @@
+#include "trainer/run_state.h"
+
+#include <filesystem>
+
+#include "core/errors.h"
+#include "core/files.h"
+#include "interop/hf_names.h"
+
+namespace maniple {
+
+std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments) {
+  std::vector<TensorSlice> slices = model.optimizer->state_slices(with_moments);
+  if (!with_router) return slices;
+  for (MoeLayer* layer : model.moe_layers) {
+    Router& r = layer->router();
+    const int64_t E = r.bias.numel();
+    const std::string suffix = "model.layers." + std::to_string(r.layer()) + ".mlp";
+    slices.push_back({"router_bias/" + suffix, ElementType::kF32, {E}, {0}, {E}, 0, E,
+                      r.bias.data_ptr()});
+    const auto type = r.previous_f.scalar_type() == at::kDouble ? ElementType::kF64 : ElementType::kF32;
+    slices.push_back({"previous_load/" + suffix, type, {E}, {0}, {E}, 0, E, r.previous_f.data_ptr()});
+  }
+  return slices;
+}
+
+void initialize_random(TrainedModel& model, uint64_t seed) {
+  model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = initial_value(p, seed, p.global_index(first + i));
+  });
+  model.optimizer->publish();
+}
+
+void initialize_from_hub(TrainedModel& model, const std::string& folder) {
+  const SafetensorsFolder files(folder);
+  std::string name;
+  at::Tensor whole;
+  model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
+    if (p.name != name) {
+      whole = load_parameter(files, model.model, p.name).to(at::kDouble).contiguous();
+      name = p.name;
+    }
+    const double* from = whole.data_ptr<double>();
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t g = p.global_index(first + i);
+      out[i] = g < 0 ? 0 : from[g];
+    }
+  });
+  model.optimizer->publish();
+}
+
+void initialize_from_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint,
+                                bool with_moments) {
+  std::vector<TensorSlice> slices = state_slices(model, true, with_moments);
+  load_slices(checkpoint, slices);
+  model.optimizer->refresh_values();
+  model.optimizer->publish();
+}
+
+bool is_hub_folder(const std::string& path) {
+  return std::filesystem::exists(std::filesystem::path(path) / "config.json");
+}
+
+ModelConfig resolve_model(const ModelSection& section) {
+  nlohmann::json config;
+  if (!section.hf_config.empty()) {
+    const std::string text = read_file(section.hf_config, "model.hf_config");
+    config = nlohmann::json::parse(text, nullptr, false);
+    if (!config.is_object())
+      throw ConfigError("cannot read model.hf_config=" + section.hf_config +
+                        ": it is not a JSON object; name a config.json");
+  } else {
+    config = preset_config(section.preset.empty() ? "house" : section.preset);
+  }
+  for (const auto& [key, value] : section.overrides.items()) config[key] = value;
+  return parse_model_config(config);
+}
+
+}  // namespace maniple

@@ -1,0 +1,26 @@
+// What a checkpoint holds beside the optimizer's shards, and how a run starts: from random weights,
+// from given ones, or from a checkpoint.
+#pragma once
+
+#include "checkpoint/checkpoint.h"
+#include "trainer/step.h"
+
+namespace maniple {
+
+// Views of everything that this rank stores (or loads, then every rank wants the router state).
+std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments);
+
+// Random weights, a function of the seed alone. Collective (publishes).
+void initialize_random(TrainedModel& model, uint64_t seed);
+// Weights of a Hugging Face folder. Collective. Throws DataError.
+void initialize_from_hub(TrainedModel& model, const std::string& folder);
+// Collective. Without moments only the weights are taken.
+void initialize_from_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint,
+                                bool with_moments);
+// A folder that holds config.json is a hub folder, else a checkpoint (or run folder).
+bool is_hub_folder(const std::string& path);
+
+// The model of a config: preset or config.json, with overrides.
+ModelConfig resolve_model(const ModelSection& section);
+
+}  // namespace maniple

@@ -1,0 +1,287 @@
+#include "trainer/step.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "core/errors.h"
+
+namespace maniple {
+namespace {
+
+constexpr double kLossQuantum = 0x1p-40;
+
+int64_t to_quanta(double x) {
+  MANIPLE_INVARIANT(!(std::abs(x) >= 0x1p22), "sum {} out of range", x);
+  return std::llrint(x / kLossQuantum);
+}
+
+class Stopwatch {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double s = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+    return s;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// A 128-bit fixed-point number as four limbs of 32 bits in int64, which sum without carry loss.
+void append_limbs(std::vector<int64_t>& out, FixedPoint128 x) {
+  for (int i = 0; i < 4; ++i) out.push_back(static_cast<int64_t>((x >> (32 * i)) & 0xffffffffu));
+}
+FixedPoint128 from_limbs(const int64_t* limbs) {
+  FixedPoint128 x = 0;
+  for (int i = 3; i >= 0; --i) x = (x << 32) + static_cast<FixedPoint128>(limbs[i]);
+  return x;
+}
+
+}  // namespace
+
+int64_t num_units(const BatchConfig& batch, const MeshShape& mesh) {
+  const int64_t round_rows = mesh.inner_dp() * batch.micro_batch_rows;
+  if (batch.units > 0) {
+    if (batch.units < mesh.slices || batch.units % mesh.slices)
+      throw ConfigError(fmt::format(
+          "batch.units={} must be a multiple of parallel.slices={} in a job of fixed slices; set "
+          "batch.units={}",
+          batch.units, mesh.slices, (batch.units / mesh.slices + 1) * mesh.slices));
+    if (batch.rows % (batch.units * round_rows))
+      throw ConfigError(fmt::format(
+          "batch.rows={} must be divisible by units x inner_dp x micro_batch_rows = {} x {} x {}; "
+          "set batch.rows={}",
+          batch.rows, batch.units, mesh.inner_dp(), batch.micro_batch_rows,
+          (batch.rows / (batch.units * round_rows) + 1) * batch.units * round_rows));
+    return batch.units;
+  }
+  for (int64_t units = std::min<int64_t>(16, batch.rows); units >= mesh.slices; --units)
+    if (batch.rows % (units * round_rows) == 0 && units % mesh.slices == 0) return units;
+  throw ConfigError(fmt::format(
+      "no number of units up to 16 fits batch.rows={} with slices={}, inner_dp={}, "
+      "micro_batch_rows={}; set batch.rows={}",
+      batch.rows, mesh.slices, mesh.inner_dp(), batch.micro_batch_rows, mesh.slices * round_rows));
+}
+
+TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config, ProcessMesh& mesh)
+    : model(model_config), store(mesh, parse_precision(config.train.precision)) {
+  int64_t moe_count = 0;
+  for (const LayerConfig& layer : model.layers) moe_count += layer.moe;
+  moe.settings = {.aux_coef = config.moe.aux_coef < 0 ? 1e-3 : config.moe.aux_coef,
+                  .z_coef = config.moe.z_coef,
+                  .aux_scope = config.moe.aux_scope,
+                  .layer_weight = config.moe.aux_over_layers == "mean" && moe_count
+                                      ? 1.0 / static_cast<double>(moe_count)
+                                      : 1.0,
+                  .routing = config.moe.routing};
+  decoder = std::make_unique<Decoder>(
+      model, store, [&](int64_t layer, const std::string& prefix, ParameterStore& s) {
+        auto made = std::make_unique<MoeLayer>(model, layer, prefix, s, moe);
+        moe_layers.push_back(made.get());
+        return made;
+      });
+  store.allocate(config.optim.block_elements);
+  optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
+                                             num_units(config.batch, mesh.shape()),
+                                             num_parameters(model));
+}
+
+TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh,
+                     const RowSource& rows)
+    : config_(config), model_(model), mesh_(mesh), rows_(rows) {
+  const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
+  scale_ = std::exp2(-std::round(std::log2(tokens)));
+}
+
+TrainStep::MicroBatch TrainStep::load(Split split, int64_t first_row, int64_t num_rows) const {
+  const int64_t S = config_.batch.seq_len;
+  const auto options = at::TensorOptions(at::kLong);
+  MicroBatch b{at::empty({num_rows, S}, options), at::empty({num_rows, S}, options),
+               at::empty({num_rows, S}, options), at::empty({num_rows, S}, options)};
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const Row row = rows_.row(split, static_cast<uint64_t>(first_row + r));
+    auto put = [&](const at::Tensor& t, const std::vector<int32_t>& from) {
+      std::copy(from.begin(), from.end(), t.data_ptr<int64_t>() + r * S);
+    };
+    put(b.ids, row.input);
+    put(b.target, row.target);
+    put(b.position, row.position);
+    put(b.document, row.document);
+  }
+  return b;
+}
+
+void TrainStep::backward_unit(int64_t step, int64_t unit, StepOutcome& outcome) {
+  const int64_t unit_rows = config_.batch.rows / num_units(config_.batch, mesh_.shape());
+  const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
+  const int64_t rounds = unit_rows / (micro * dp);
+  const int64_t first = (step - 1) * config_.batch.rows + unit * unit_rows;
+  for (int64_t round = 0; round < rounds; ++round) {
+    Stopwatch watch;
+    const MicroBatch b =
+        load(Split::kTrain, first + (round * dp + mesh_.dp_index()) * micro, micro);
+    outcome.seconds_data += watch.lap();
+    model_.moe.losses.clear();
+    const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
+    at::Tensor loss =
+        cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
+                      b.target.view({-1}), scale_, mesh_.tp(), ce_);
+    for (const at::Tensor& l : model_.moe.losses) loss = loss + l * scale_;
+    loss.backward();
+    model_.moe.losses.clear();
+    outcome.seconds_compute += watch.lap();
+  }
+}
+
+// Losses are rounded once per unit, counts are integers. Layout: targets, loss, then per MoE layer
+// aux, z, entropy, tokens, counts.
+void TrainStep::add_unit_sums(std::vector<int64_t>& sums) {
+  size_t i = 0;
+  auto add = [&](int64_t x) { sums[i++] += x; };
+  const bool speaks = mesh_.tp_index() == 0;  // all tp ranks hold the same cross-entropy
+  add(speaks ? ce_.num_targets : 0);
+  add(speaks ? to_quanta(ce_.loss * scale_) : 0);
+  for (MoeLayer* layer : model_.moe_layers) {
+    RouterSums& s = layer->router().sums;
+    add(to_quanta(s.aux * scale_));
+    add(to_quanta(s.z * scale_));
+    add(to_quanta(s.entropy * scale_));
+    add(s.num_tokens);
+    const int64_t* counts = s.counts.data_ptr<int64_t>();
+    for (int64_t e = 0; e < model_.model.num_experts; ++e) add(counts[e]);
+    s.counts.zero_();
+    s.aux = s.z = s.entropy = 0;
+    s.num_tokens = 0;
+  }
+  ce_ = {};
+}
+
+StepOutcome TrainStep::run(int64_t step, double lr) {
+  ShardedAdamw& optimizer = *model_.optimizer;
+  const int64_t E = model_.model.num_experts, layers = static_cast<int64_t>(model_.moe_layers.size());
+  for (int64_t attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    StepOutcome out;
+    out.attempts = attempt + 1;
+    bool failed = false, finite = true;
+    auto inject = [&](int64_t unit, FaultPoint::Phase phase) {
+      if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
+    };
+
+    // 1 assign: contiguous ranges of units.
+    const int64_t R = num_units(config_.batch, mesh_.shape()), S = mesh_.shape().slices;
+    const int64_t begin = mesh_.slice() * R / S, end = (mesh_.slice() + 1) * R / S;
+
+    // 2 to 4: data, forward, loss, backward, fold, unit by unit.
+    optimizer.begin_attempt();
+    ce_ = {};
+    std::vector<int64_t> sums(2 + layers * (4 + E), 0);
+    for (MoeLayer* layer : model_.moe_layers) layer->router().sums.counts.zero_();
+    Stopwatch watch;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      backward_unit(step, unit, out);
+      inject(unit, FaultPoint::kBackward);
+      if (!std::isfinite(ce_.loss)) {
+        finite = false;
+        ce_.loss = 0;
+      }
+      for (MoeLayer* layer : model_.moe_layers)
+        for (double* x : {&layer->router().sums.aux, &layer->router().sums.z,
+                          &layer->router().sums.entropy})
+          if (!std::isfinite(*x)) {
+            finite = false;
+            *x = 0;
+          }
+      add_unit_sums(sums);
+      watch.lap();
+      finite &= optimizer.fold_unit();
+      out.seconds_fold += watch.lap();
+    }
+    if (model_.moe.poisoned) failed = true;
+    model_.moe.poisoned = false;
+
+    // 5 exchange: integer sums to the owners.
+    watch.lap();
+    optimizer.exchange();
+    inject(-1, FaultPoint::kExchange);
+
+    // 6 guard and 7 vote: flags, sums and norms of all ranks in one integer reduction.
+    const ShardedAdamw::Norms norms = optimizer.squared_norms(finite);
+    sums.push_back(failed);
+    sums.push_back(!finite);
+    append_limbs(sums, norms.total);
+    append_limbs(sums, norms.experts);
+    at::Tensor all = at::from_blob(sums.data(), {static_cast<int64_t>(sums.size())},
+                                   at::TensorOptions(at::kLong));
+    mesh_.world().all_reduce(all);
+    out.seconds_exchange = watch.lap();
+    const int64_t* votes = sums.data() + sums.size() - 10;
+    if (votes[0] > 0) continue;  // somebody's attempt failed: all redo it
+    out.skipped = votes[1] > 0;
+
+    out.num_targets = sums[0];
+    out.num_tokens = config_.batch.rows * config_.batch.seq_len;
+    const double factor = 1 / (scale_ * static_cast<double>(out.num_targets));
+    out.loss = static_cast<double>(sums[1]) * kLossQuantum * factor;
+    out.grad_norm = std::sqrt(from_fixed(from_limbs(votes + 2))) * factor;
+    out.expert_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 6))) * factor;
+    for (int64_t l = 0; l < layers; ++l) {
+      const int64_t* s = sums.data() + 2 + l * (4 + E);
+      const double per_token = kLossQuantum / (scale_ * static_cast<double>(s[3] * layers));
+      out.aux_loss += static_cast<double>(s[0]) * per_token;
+      out.z_loss += static_cast<double>(s[1]) * per_token;
+      out.router_entropy += static_cast<double>(s[2]) * per_token;
+      out.counts.emplace_back(s + 4, s + 4 + E);
+    }
+    if (out.skipped) {
+      out.loss = out.grad_norm = std::nan("");
+      return out;
+    }
+
+    // 8 update, router bias and the balance statistics of the next step.
+    const double clip =
+        config_.optim.clip > 0 ? std::min(1.0, config_.optim.clip / (out.grad_norm + 1e-6)) : 1.0;
+    optimizer.update(lr, factor, clip, ++applied_steps);
+    for (int64_t l = 0; l < layers; ++l) {
+      Router& router = model_.moe_layers[l]->router();
+      const at::Tensor counts = at::tensor(out.counts[l], at::TensorOptions(at::kLong)).to(at::kDouble);
+      router.previous_f.copy_(counts / counts.sum().clamp_min(1));
+      if (model_.model.router_bias && config_.moe.bias_rate > 0)
+        router.bias.add_((counts.mean() - counts).sign().to(at::kFloat), config_.moe.bias_rate);
+    }
+    out.seconds_update = watch.lap();
+
+    // 9 publish.
+    optimizer.publish();
+    out.seconds_publish = watch.lap();
+    return out;
+  }
+  throw CommError(fmt::format("step {} failed {} times in a row; giving up", step, kMaxAttempts));
+}
+
+double TrainStep::evaluate(int64_t num_rows) {
+  at::NoGradGuard no_grad;
+  for (MoeLayer* layer : model_.moe_layers) layer->router().training = false;
+  const int64_t ranks = mesh_.shape().slices * mesh_.shape().inner_dp();
+  const int64_t mine = mesh_.slice() * mesh_.shape().inner_dp() + mesh_.dp_index();
+  int64_t loss = 0, targets = 0;
+  // Every rank takes part in as many forwards as any: rows beyond the end count nothing.
+  for (int64_t first = 0; first < num_rows; first += ranks) {
+    const int64_t row = first + mine;
+    const MicroBatch b = load(Split::kValidation, std::min(row, num_rows - 1), 1);
+    const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
+    CrossEntropySums sums;
+    cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
+                  b.target.view({-1}), 1, mesh_.tp(), sums);
+    if (row >= num_rows || mesh_.tp_index() != 0) continue;
+    loss += to_quanta(sums.loss * scale_);
+    targets += sums.num_targets;
+  }
+  for (MoeLayer* layer : model_.moe_layers) layer->router().training = true;
+  at::Tensor all = at::tensor(std::vector<int64_t>{loss, targets}, at::TensorOptions(at::kLong));
+  mesh_.world().all_reduce(all);
+  const int64_t* s = all.data_ptr<int64_t>();
+  return static_cast<double>(s[0]) * kLossQuantum / scale_ / static_cast<double>(std::max<int64_t>(1, s[1]));
+}
+
+}  // namespace maniple

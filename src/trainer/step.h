@@ -1,0 +1,83 @@
+// One training step, phases 1 to 9 (docs/architecture.md). Repeatable: an attempt that fails on any
+// rank is voted down and redone by all with the same data and randomness, hence the same bits.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "core/config.h"
+#include "data/row_source.h"
+#include "model/decoder.h"
+#include "moe/moe_layer.h"
+#include "objectives/causal_lm.h"
+#include "optim/sharded_adamw.h"
+
+namespace maniple {
+
+// The model of one rank with everything that trains it.
+struct TrainedModel {
+  TrainedModel(const Config& config, const ModelConfig& model, ProcessMesh& mesh);
+
+  const ModelConfig model;
+  ParameterStore store;
+  MoeContext moe;
+  std::vector<MoeLayer*> moe_layers;  // in layer order
+  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<ShardedAdamw> optimizer;
+};
+
+struct StepOutcome {
+  double loss = 0;  // cross-entropy per target
+  double grad_norm = 0, expert_grad_norm = 0;
+  int64_t num_targets = 0, num_tokens = 0;
+  double aux_loss = 0;  // raw: 1 per layer at balance, mean over layers
+  double z_loss = 0;    // raw, mean over layers
+  double router_entropy = 0;
+  std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step
+  bool skipped = false;                      // non-finite: nothing was updated
+  int64_t attempts = 1;
+  double seconds_data = 0, seconds_compute = 0, seconds_fold = 0, seconds_exchange = 0,
+         seconds_update = 0, seconds_publish = 0;
+};
+
+// Where a test may make an attempt fail on one rank.
+struct FaultPoint {
+  int64_t step, attempt, unit;
+  enum Phase { kBackward, kExchange } phase;
+};
+
+class TrainStep {
+ public:
+  TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh, const RowSource& rows);
+
+  // Collective over the world. Throws CommError after max_attempts failed ones.
+  StepOutcome run(int64_t step, double lr);
+  // Mean loss over validation rows [0, num_rows); the same bits whatever the number of slices.
+  // Collective over the world.
+  double evaluate(int64_t num_rows);
+
+  int64_t applied_steps = 0;  // committed and not skipped
+  std::function<bool(const FaultPoint&)> inject_fault;  // true: this rank's attempt fails here
+  static constexpr int64_t kMaxAttempts = 4;
+
+ private:
+  struct MicroBatch {
+    at::Tensor ids, target, position, document;  // int64 [B, S]
+  };
+  MicroBatch load(Split split, int64_t first_row, int64_t num_rows) const;
+  void backward_unit(int64_t step, int64_t unit, StepOutcome& outcome);
+  void add_unit_sums(std::vector<int64_t>& sums);
+
+  const Config& config_;
+  TrainedModel& model_;
+  ProcessMesh& mesh_;
+  const RowSource& rows_;
+  double scale_;  // power of two near 1 / (rows * seq_len)
+  CrossEntropySums ce_;
+};
+
+// Units R of a step: batch.units, or the largest divisor of rows up to 16 that the mesh allows.
+// Throws ConfigError when rows, units, slices and micro-batch do not fit.
+int64_t num_units(const BatchConfig& batch, const MeshShape& mesh);
+
+}  // namespace maniple

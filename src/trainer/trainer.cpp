@@ -1,0 +1,381 @@
+#include "trainer/trainer.h"
+
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+#include "core/config_schema.h"
+#include "core/files.h"
+#include "core/signals.h"
+#include "metrics/console.h"
+#include "metrics/jsonl_sink.h"
+#include "optim/schedule.h"
+#include "trainer/run_state.h"
+
+namespace maniple {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) {
+  return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+std::string broadcast_text(std::string text, Communicator& comm) {
+  at::Tensor size = at::full({1}, static_cast<int64_t>(text.size()), at::TensorOptions(at::kLong));
+  comm.broadcast(size, 0);
+  text.resize(static_cast<size_t>(size.item<int64_t>()));
+  if (text.empty()) return text;
+  at::Tensor bytes = at::from_blob(text.data(), {static_cast<int64_t>(text.size())},
+                                   at::TensorOptions(at::kByte));
+  comm.broadcast(bytes, 0);
+  return text;
+}
+
+// Checkpoints in the background: the state is copied at the step boundary, written by a thread.
+class CheckpointWriter {
+ public:
+  CheckpointWriter(const Config& config, ProcessMesh& mesh, const std::string& attempt)
+      : config_(config), mesh_(mesh), attempt_(attempt) {}
+  ~CheckpointWriter() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  // Returns the stall in seconds. Every rank writes its part.
+  double start(int64_t step, TrainedModel& model, const nlohmann::json& meta) {
+    const auto begin = Clock::now();
+    finish();
+    const int rank = mesh_.world().rank();
+    std::vector<TensorSlice> slices = state_slices(model, rank == 0, true);
+    std::erase_if(slices, [&](const TensorSlice& s) {  // tp ranks hold equal copies of these
+      return mesh_.tp_index() != 0 && is_replicated(model, s.name);
+    });
+    copies_.clear();
+    for (TensorSlice& s : slices) {
+      const auto bytes = static_cast<size_t>((s.end - s.begin) * element_bytes(s.type));
+      copies_.emplace_back(static_cast<char*>(s.data), static_cast<char*>(s.data) + bytes);
+      s.data = copies_.back().data();
+    }
+    const int writers = mesh_.world().size();
+    thread_ = std::thread([=, this, slices = std::move(slices)] {
+      try {
+        write_checkpoint(config_.run.dir + "/checkpoints", step, rank, writers, attempt_, slices,
+                         meta, config_.checkpoint);
+      } catch (...) {
+        failure_ = std::current_exception();
+      }
+    });
+    return seconds_since(begin);
+  }
+  // Waits for the checkpoint under way; throws what its writing threw.
+  void finish() {
+    if (thread_.joinable()) thread_.join();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
+
+ private:
+  static bool is_replicated(TrainedModel& model, const std::string& name) {
+    const std::string parameter = name.substr(name.find('/') + 1);
+    for (const Parameter& p : model.store.parameters())
+      if (p.name == parameter) return p.group == GradGroup::kReplicated;
+    return false;
+  }
+
+  const Config& config_;
+  ProcessMesh& mesh_;
+  const std::string attempt_;
+  std::vector<std::vector<char>> copies_;
+  std::thread thread_;
+  std::exception_ptr failure_;
+};
+
+std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
+  Fingerprint f = model.optimizer->fingerprint();
+  if (mesh.world().rank() == 0)
+    for (MoeLayer* layer : model.moe_layers) {
+      const uint64_t key = hash_name("router_bias") + static_cast<uint64_t>(layer->router().layer());
+      const at::Tensor& bias = layer->router().bias;
+      for (int64_t e = 0; e < bias.numel(); ++e) {
+        uint32_t word;
+        std::memcpy(&word, bias.data_ptr<float>() + e, 4);
+        f.add_word(word, static_cast<uint64_t>(e), key);
+      }
+    }
+  const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
+                                     at::TensorOptions(at::kLong));
+  at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
+  mesh.world().all_gather(mine, all);
+  Fingerprint whole;
+  for (int r = 0; r < mesh.world().size(); ++r)
+    whole.combine({static_cast<uint64_t>(all[r][0].item<int64_t>()),
+                   static_cast<uint64_t>(all[r][1].item<int64_t>())});
+  return whole.hex();
+}
+
+// Bits per byte of text, for sources that are bytes.
+double bits_per_byte(double loss, double bytes_per_token) {
+  return loss / std::log(2.0) / bytes_per_token;
+}
+
+nlohmann::json checkpoint_meta(const Config& config, const TrainStep& step, int64_t number,
+                               const RowSource& rows) {
+  return {{"config", config_to_yaml(config)},
+          {"step", number},
+          {"applied_steps", step.applied_steps},
+          {"next_row", number * config.batch.rows},
+          {"data_fingerprint", rows.fingerprint()},
+          {"torch", TORCH_VERSION}};
+}
+
+// A resume may change anything but what the state means: the model, the data and the rows per step.
+std::vector<std::string> check_resume(const Config& now, const CheckpointInfo& checkpoint,
+                                      uint64_t data_fingerprint) {
+  const Config before = parse_config(checkpoint.meta.at("config").get<std::string>(),
+                                     checkpoint.folder + "/config");
+  std::vector<std::string> changes;
+  for (const std::string& line : config_difference(before, now)) {
+    const std::string key = line.substr(0, line.find(':'));
+    const bool fixed = (key.starts_with("model.") && key != "model.init_from") ||
+                       key.starts_with("data.") || key == "batch.rows" || key == "batch.seq_len" ||
+                       key == "run.seed";
+    if (fixed)
+      throw ConfigError(fmt::format(
+          "cannot resume {}: {}; the model, the data and the rows of a run are fixed; restore the "
+          "value, or start anew with run.resume=never in another run.dir",
+          checkpoint.folder, line));
+    if (key != "run.dir" && key != "run.resume") changes.push_back(line);
+  }
+  if (checkpoint.meta.at("data_fingerprint").get<uint64_t>() != data_fingerprint)
+    throw DataError(fmt::format(
+        "cannot resume {}: the contents of data.sources changed since; restore them, or start anew "
+        "with run.resume=never in another run.dir",
+        checkpoint.folder));
+  return changes;
+}
+
+std::vector<TableSection> startup_table(const Config& config, TrainedModel& model,
+                                        const ProcessMesh& mesh, const RowSource& rows) {
+  const ModelConfig& m = model.model;
+  const MeshShape& s = mesh.shape();
+  int64_t moe = 0;
+  for (const LayerConfig& layer : m.layers) moe += layer.moe;
+  const double mib = 1 << 20;
+  return {
+      {"model",
+       {{"family", m.model_type},
+        {"parameters", fmt::format("{} ({} active per token)", format_count(static_cast<double>(num_parameters(m))),
+                                   format_count(static_cast<double>(num_active_parameters(m))))},
+        {"layers", fmt::format("{} ({} MoE: {} experts, top-{}, width {}{})", m.num_layers(), moe,
+                               m.num_experts, m.experts_per_token, m.expert_size,
+                               m.shared_expert_size ? ", shared " + std::to_string(m.shared_expert_size) : "")},
+        {"hidden, heads", fmt::format("{}, {} query / {} key-value of {}", m.hidden_size, m.num_heads,
+                                      m.num_kv_heads, m.head_dim)},
+        {"precision", config.train.precision}}},
+      {"mesh",
+       {{"ranks", fmt::format("{} = {} slices x {}", s.num_ranks(), s.slices, s.slice_size)},
+        {"dense", fmt::format("inner_dp {} x tp {}", s.inner_dp(), s.tp)},
+        {"sparse", fmt::format("inner_edp {} x ep {} x etp {}", s.inner_edp(), s.ep, s.etp)},
+        {"optimizer state", fmt::format("{:.1f} MiB per rank", static_cast<double>(model.optimizer->state_bytes()) / mib)},
+        {"exchange", fmt::format("{:.1f} MiB per rank and step", static_cast<double>(model.optimizer->exchange_bytes()) / mib)}}},
+      {"batch",
+       {{"step", fmt::format("{} rows x {} tokens in {} units", config.batch.rows, config.batch.seq_len,
+                             num_units(config.batch, s))},
+        {"steps", std::to_string(config.train.steps)}}},
+      {"data",
+       {{"tokens", format_count(static_cast<double>(rows.num_tokens()))},
+        {"rows", fmt::format("{} training, {} validation", rows.num_rows(Split::kTrain),
+                             rows.num_rows(Split::kValidation))}}},
+  };
+}
+
+void add_metrics(StepReport& report, const StepOutcome& o) {
+  auto& extra = report.extra;
+  double worst = 0, mean = 0, variation = 0;
+  int64_t starved = 0;
+  for (const auto& layer : o.counts) {
+    double total = 0, top = 0, squares = 0;
+    for (int64_t c : layer) {
+      const double x = static_cast<double>(c);
+      total += x;
+      top = std::max(top, x);
+      squares += x * x;
+      starved += c == 0;
+    }
+    const double average = total / static_cast<double>(layer.size());
+    worst = std::max(worst, top / average);
+    mean += top / average / static_cast<double>(o.counts.size());
+    variation += std::sqrt(std::max(0.0, squares / static_cast<double>(layer.size()) - average * average)) /
+                 average / static_cast<double>(o.counts.size());
+  }
+  if (!o.counts.empty()) {
+    extra.emplace_back("load_max_over_mean", worst);
+    extra.emplace_back("load_max_over_mean_layers", mean);
+    extra.emplace_back("max_vio", worst - 1);
+    extra.emplace_back("load_cv", variation);
+    extra.emplace_back("experts_without_tokens", static_cast<double>(starved));
+    extra.emplace_back("dropped_fraction", 0.0);
+    extra.emplace_back("router_entropy", o.router_entropy);
+    extra.emplace_back("grad_norm_experts", o.expert_grad_norm);
+  }
+  extra.emplace_back("skipped", o.skipped);
+  extra.emplace_back("attempts", static_cast<double>(o.attempts));
+  extra.emplace_back("time_data", o.seconds_data);
+  extra.emplace_back("time_compute", o.seconds_compute);
+  extra.emplace_back("time_fold", o.seconds_fold);
+  extra.emplace_back("time_exchange", o.seconds_exchange);
+  extra.emplace_back("time_update", o.seconds_update);
+  extra.emplace_back("time_publish", o.seconds_publish);
+}
+
+}  // namespace
+
+ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
+  const ModelConfig model_config = resolve_model(config.model);
+  const MeshShape shape = make_mesh_shape(config.parallel, world->size());
+  num_units(config.batch, shape);  // refuse before anything is allocated
+  ProcessMesh mesh(shape, std::move(world));
+  const bool chief = mesh.world().rank() == 0;
+
+  const auto rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
+                                    config.run.seed);
+  std::unique_ptr<RunLock> lock;
+  if (chief) {
+    lock = std::make_unique<RunLock>(config.run.dir);
+    write_file_atomic(config.run.dir + "/config.resolved.yaml", config_to_yaml(config));
+  }
+  TrainedModel model(config, model_config, mesh);
+  TrainStep step(config, model, mesh, *rows);
+
+  const ConsoleStyle style = detect_console_style(stdout);
+  std::unique_ptr<Console> console;
+  std::unique_ptr<EventLog> events;
+  if (chief) {
+    console = std::make_unique<Console>(stdout, style, config.train.steps);
+    events = std::make_unique<EventLog>(config.run.dir + "/events.jsonl");
+    console->table(startup_table(config, model, mesh, *rows));
+  }
+  auto say = [&](const std::string& text) {
+    if (console) console->message(text);
+  };
+  auto event = [&](const char* what, const nlohmann::ordered_json& fields) {
+    if (events) events->write(std::chrono::system_clock::now(), what, fields);
+  };
+
+  // Where to start: the newest good checkpoint, given weights, or random ones.
+  int64_t first_step = 1;
+  std::string resume_from;
+  if (config.run.resume == "auto") {
+    if (chief)
+      if (auto found = find_latest(config.run.dir + "/checkpoints", say)) resume_from = found->folder;
+    resume_from = broadcast_text(resume_from, mesh.world());
+  } else if (config.run.resume != "never") {
+    resume_from = config.run.resume;
+  }
+  if (!resume_from.empty()) {
+    const CheckpointInfo checkpoint = open_checkpoint(resume_from);
+    for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+      say("resuming with " + change);
+    initialize_from_checkpoint(model, checkpoint, true);
+    first_step = checkpoint.step + 1;
+    step.applied_steps = checkpoint.meta.at("applied_steps").get<int64_t>();
+    say(fmt::format("resumed after step {} from {}", checkpoint.step, checkpoint.folder));
+    event("resume", {{"step", checkpoint.step}, {"checkpoint", checkpoint.folder}});
+  } else if (!config.model.init_from.empty()) {
+    if (is_hub_folder(config.model.init_from))
+      initialize_from_hub(model, config.model.init_from);
+    else
+      initialize_from_checkpoint(model, open_checkpoint(config.model.init_from), false);
+  } else {
+    initialize_random(model, config.run.seed);
+  }
+  std::unique_ptr<JsonlSink> metrics;
+  if (chief) {
+    drop_steps_after(config.run.dir + "/metrics.jsonl", first_step - 1);
+    metrics = std::make_unique<JsonlSink>(config.run.dir + "/metrics.jsonl");
+    event("start", {{"ranks", shape.num_ranks()}, {"first_step", first_step}});
+  }
+  CheckpointWriter checkpoints(
+      config, mesh,
+      broadcast_text(std::to_string(std::chrono::system_clock::now().time_since_epoch().count()),
+                     mesh.world()));
+
+  const double flops = 1e-9 * flops_per_token(model_config, config.batch.seq_len);
+  auto last_report = Clock::now();
+  int64_t tokens_since = 0;
+  int64_t saved = first_step - 1;
+  auto save = [&](int64_t number) {
+    const double stall = checkpoints.start(number, model, checkpoint_meta(config, step, number, *rows));
+    saved = number;
+    event("checkpoint", {{"step", number}, {"stall_s", stall}});
+  };
+  for (int64_t number = first_step; number <= config.train.steps; ++number) {
+    const double lr = learning_rate(config.optim, number, config.train.steps);
+    const StepOutcome o = step.run(number, lr);
+    tokens_since += o.num_tokens;
+    if (o.attempts > 1) event("redo", {{"step", number}, {"attempts", o.attempts}});
+
+    const bool with_fingerprint =
+        config.metrics.fingerprint_every > 0 && number % config.metrics.fingerprint_every == 0;
+    const std::string fingerprint = with_fingerprint ? state_fingerprint(model, mesh) : "";
+    if (number % config.metrics.every == 0 || with_fingerprint || number == config.train.steps) {
+      StepReport report;
+      report.step = number;
+      report.loss = o.loss;
+      report.grad_norm = o.grad_norm;
+      report.lr = lr;
+      report.tokens = o.num_targets;
+      report.tokens_per_s = static_cast<double>(tokens_since) / seconds_since(last_report);
+      report.aux_loss = o.aux_loss;
+      report.z_loss = o.z_loss;
+      if (with_fingerprint) report.fingerprint = fingerprint;
+      if (metrics) {
+        console->step(report);
+        add_metrics(report, o);
+        report.extra.emplace_back("model_gflops", report.tokens_per_s * flops);
+        metrics->write(report);
+      }
+      last_report = Clock::now();
+      tokens_since = 0;
+    }
+    const bool last = number == config.train.steps;
+    if (config.eval.every > 0 && (number % config.eval.every == 0 || last)) {
+      const int64_t n = std::min(config.eval.rows, rows->num_rows(Split::kValidation));
+      if (n > 0) {
+        const double loss = step.evaluate(n);
+        const double bytes = rows->bytes_per_token();
+        if (metrics) {
+          nlohmann::ordered_json record = {{"step", number}, {"eval_loss", loss}};
+          if (bytes > 0) record["eval_bits_per_byte"] = bits_per_byte(loss, bytes);
+          metrics->write(record);
+        }
+        say(fmt::format("validation after step {}: loss {:.4f}{}", number, loss,
+                        bytes > 0 ? fmt::format(", {:.3f} bits per byte", bits_per_byte(loss, bytes)) : ""));
+      }
+    }
+
+    // A signal on one rank is everybody's decision at one step.
+    at::Tensor asked = at::tensor(std::vector<int64_t>{stop_requested(), take_checkpoint_request()},
+                                  at::TensorOptions(at::kLong));
+    mesh.world().all_reduce(asked);
+    const bool stop = asked[0].item<int64_t>() > 0, wanted = asked[1].item<int64_t>() > 0;
+    const bool due = config.checkpoint.every > 0 && (number % config.checkpoint.every == 0 || last);
+    if ((due || wanted || stop) && saved != number) save(number);
+    if (stop && !last) {
+      checkpoints.finish();
+      mesh.world().barrier();
+      event("preempted", {{"step", number}});
+      say(fmt::format("stopped by a signal after step {}; a checkpoint is written, run the same command to go on", number));
+      return ExitCode::kPreempted;
+    }
+  }
+  checkpoints.finish();
+  mesh.world().barrier();
+  event("done", {{"step", config.train.steps}});
+  return ExitCode::kOk;
+}
+
+}  // namespace maniple
