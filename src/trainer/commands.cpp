@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 
 #include "core/config_schema.h"
@@ -16,6 +17,7 @@
 #include "core/signals.h"
 #include "interop/safetensors.h"
 #include "metrics/console.h"
+#include "trainer/agreement.h"
 #include "trainer/inference.h"
 #include "trainer/trainer.h"
 
@@ -268,8 +270,11 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::CallForHelp& e) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
+    // CLI11 takes an unknown command for none.
+    const bool unknown = app.get_subcommands().empty() && argc > 1 && argv[1][0] != '-';
+    const std::string what = unknown ? fmt::format("there is no command '{}'", argv[1]) : e.what();
     if (rank_of_environment() == 0)
-      std::fprintf(stderr, "maniple: %s; see maniple --help\n", e.what());
+      std::fprintf(stderr, "maniple: %s; see maniple --help\n", what.c_str());
     return static_cast<int>(ExitCode::kUsage);
   }
 
@@ -290,15 +295,20 @@ int run_program(int argc, char** argv) {
   } catch (const std::exception& e) {
     const auto* error = dynamic_cast<const Error*>(&e);
     const int code = static_cast<int>(error ? error->code() : ExitCode::kInternal);
+    const auto* agreed = dynamic_cast<const AgreedError*>(&e);
     int initialized = 0;
     MPI_Initialized(&initialized);
-    // Most errors are seen by every rank alike: rank 0 speaks. One that only another rank sees is
-    // printed after a moment in which rank 0 would have ended the job.
-    if (rank != 0) sleep(2);
+    // Before MPI starts every rank sees the same error, and rank 0 speaks.
+    const bool speaks = agreed ? agreed->speaks : initialized || rank == 0;
     std::fflush(stdout);
-    std::fprintf(stderr, "maniple: %s%s\n", e.what(), rank ? fmt::format(" [rank {}]", rank).c_str() : "");
+    if (speaks)
+      std::fprintf(stderr, "maniple: %s%s\n", e.what(),
+                   rank ? fmt::format(" [rank {}]", rank).c_str() : "");
     std::fflush(stderr);
-    if (initialized) MPI_Abort(MPI_COMM_WORLD, code);
+    if (agreed)
+      finalize_mpi();
+    else if (initialized)
+      MPI_Abort(MPI_COMM_WORLD, code);  // this rank alone knows: end the others
     _exit(code);
   }
 }

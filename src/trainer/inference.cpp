@@ -23,9 +23,10 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
   trained_ = std::make_unique<TrainedModel>(config_, resolve_model(config_.model), *mesh_);
   for (MoeLayer* layer : trained_->moe_layers) layer->router().training = false;
   if (checkpoint)
-    initialize_from_checkpoint(*trained_, *checkpoint, false);
+    load_checkpoint(*trained_, *checkpoint, false);
   else
-    initialize_from_hub(*trained_, path);
+    load_hub_weights(*trained_, path);
+  trained_->optimizer->publish();
 }
 
 at::Tensor InferenceModel::logits(const at::Tensor& ids) {

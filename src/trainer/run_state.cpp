@@ -23,14 +23,13 @@ std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, boo
   return slices;
 }
 
-void initialize_random(TrainedModel& model, uint64_t seed) {
+void set_random_weights(TrainedModel& model, uint64_t seed) {
   model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
     for (int64_t i = 0; i < n; ++i) out[i] = initial_value(p, seed, p.global_index(first + i));
   });
-  model.optimizer->publish();
 }
 
-void initialize_from_hub(TrainedModel& model, const std::string& folder) {
+void load_hub_weights(TrainedModel& model, const std::string& folder) {
   const SafetensorsFolder files(folder);
   std::string name;
   at::Tensor whole;
@@ -45,15 +44,12 @@ void initialize_from_hub(TrainedModel& model, const std::string& folder) {
       out[i] = g < 0 ? 0 : from[g];
     }
   });
-  model.optimizer->publish();
 }
 
-void initialize_from_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint,
-                                bool with_moments) {
+void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments) {
   std::vector<TensorSlice> slices = state_slices(model, true, with_moments);
   load_slices(checkpoint, slices);
   model.optimizer->refresh_values();
-  model.optimizer->publish();
 }
 
 bool is_hub_folder(const std::string& path) {

@@ -10,13 +10,13 @@ namespace maniple {
 // Views of everything that this rank stores (or loads, then every rank wants the router state).
 std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments);
 
-// Random weights, a function of the seed alone. Collective (publishes).
-void initialize_random(TrainedModel& model, uint64_t seed);
-// Weights of a Hugging Face folder. Collective. Throws DataError.
-void initialize_from_hub(TrainedModel& model, const std::string& folder);
-// Collective. Without moments only the weights are taken.
-void initialize_from_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint,
-                                bool with_moments);
+// Each fills the shards that this rank owns; ShardedAdamw::publish then makes the model whole.
+// Random weights are a function of the seed alone.
+void set_random_weights(TrainedModel& model, uint64_t seed);
+// Weights of a Hugging Face folder. Throws DataError.
+void load_hub_weights(TrainedModel& model, const std::string& folder);
+// Without moments only weights and router state are taken. Throws CheckpointError.
+void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments);
 // A folder that holds config.json is a hub folder, else a checkpoint (or run folder).
 bool is_hub_folder(const std::string& path);
 

@@ -92,36 +92,53 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
     : config_(config), model_(model), mesh_(mesh), rows_(rows) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
+  const int64_t R = num_units(config.batch, mesh.shape()), slices = mesh.shape().slices;
+  units_per_slice_ = R / slices;
+  first_unit_ = mesh.slice() * units_per_slice_;
+  rounds_ = config.batch.rows / (R * mesh.shape().inner_dp() * config.batch.micro_batch_rows);
 }
 
-TrainStep::MicroBatch TrainStep::load(Split split, int64_t first_row, int64_t num_rows) const {
-  const int64_t S = config_.batch.seq_len;
+std::vector<Row> TrainStep::micro_batch_rows(uint64_t k) const {
+  const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
+  const auto number = static_cast<int64_t>(k);
+  const int64_t round = number % rounds_, unit = number / rounds_ % units_per_slice_;
+  const int64_t step = number / rounds_ / units_per_slice_;  // from 0
+  const int64_t unit_rows = rounds_ * dp * micro;
+  const int64_t first = step * config_.batch.rows + (first_unit_ + unit) * unit_rows +
+                        (round * dp + mesh_.dp_index()) * micro;
+  std::vector<Row> rows;
+  for (int64_t r = 0; r < micro; ++r)
+    rows.push_back(rows_.row(Split::kTrain, static_cast<uint64_t>(first + r)));
+  return rows;
+}
+
+TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const {
+  const int64_t B = static_cast<int64_t>(rows.size()), S = config_.batch.seq_len;
   const auto options = at::TensorOptions(at::kLong);
-  MicroBatch b{at::empty({num_rows, S}, options), at::empty({num_rows, S}, options),
-               at::empty({num_rows, S}, options), at::empty({num_rows, S}, options)};
-  for (int64_t r = 0; r < num_rows; ++r) {
-    const Row row = rows_.row(split, static_cast<uint64_t>(first_row + r));
+  MicroBatch b{at::empty({B, S}, options), at::empty({B, S}, options), at::empty({B, S}, options),
+               at::empty({B, S}, options)};
+  for (int64_t r = 0; r < B; ++r) {
     auto put = [&](const at::Tensor& t, const std::vector<int32_t>& from) {
       std::copy(from.begin(), from.end(), t.data_ptr<int64_t>() + r * S);
     };
-    put(b.ids, row.input);
-    put(b.target, row.target);
-    put(b.position, row.position);
-    put(b.document, row.document);
+    put(b.ids, rows[r].input);
+    put(b.target, rows[r].target);
+    put(b.position, rows[r].position);
+    put(b.document, rows[r].document);
   }
   return b;
 }
 
 void TrainStep::backward_unit(int64_t step, int64_t unit, StepOutcome& outcome) {
-  const int64_t unit_rows = config_.batch.rows / num_units(config_.batch, mesh_.shape());
-  const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
-  const int64_t rounds = unit_rows / (micro * dp);
-  const int64_t first = (step - 1) * config_.batch.rows + unit * unit_rows;
-  for (int64_t round = 0; round < rounds; ++round) {
+  for (int64_t round = 0; round < rounds_; ++round) {
+    const int64_t k = ((step - 1) * units_per_slice_ + unit - first_unit_) * rounds_ + round;
+    if (!batches_)
+      batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
+                                              static_cast<uint64_t>(k), 4);
+    const Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
+    outcome.seconds_data += batch.seconds_waited;
     Stopwatch watch;
-    const MicroBatch b =
-        load(Split::kTrain, first + (round * dp + mesh_.dp_index()) * micro, micro);
-    outcome.seconds_data += watch.lap();
+    const MicroBatch b = to_tensors(batch.rows);
     model_.moe.losses.clear();
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
     at::Tensor loss =
@@ -168,9 +185,8 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
       if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
     };
 
-    // 1 assign: contiguous ranges of units.
-    const int64_t R = num_units(config_.batch, mesh_.shape()), S = mesh_.shape().slices;
-    const int64_t begin = mesh_.slice() * R / S, end = (mesh_.slice() + 1) * R / S;
+    // 1 assign: contiguous ranges of units, fixed for a job of fixed slices.
+    const int64_t begin = first_unit_, end = first_unit_ + units_per_slice_;
 
     // 2 to 4: data, forward, loss, backward, fold, unit by unit.
     optimizer.begin_attempt();
@@ -217,7 +233,7 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
     out.seconds_exchange = watch.lap();
     const int64_t* votes = sums.data() + sums.size() - 10;
     if (votes[0] > 0) continue;  // somebody's attempt failed: all redo it
-    out.skipped = votes[1] > 0;
+    out.skipped = votes[1] > 0 || sums[0] == 0;  // non-finite, or nothing to learn from
 
     out.num_targets = sums[0];
     out.num_tokens = config_.batch.rows * config_.batch.seq_len;
@@ -268,7 +284,8 @@ double TrainStep::evaluate(int64_t num_rows) {
   // Every rank takes part in as many forwards as any: rows beyond the end count nothing.
   for (int64_t first = 0; first < num_rows; first += ranks) {
     const int64_t row = first + mine;
-    const MicroBatch b = load(Split::kValidation, std::min(row, num_rows - 1), 1);
+    const MicroBatch b = to_tensors(
+        {rows_.row(Split::kValidation, static_cast<uint64_t>(std::min(row, num_rows - 1)))});
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
     CrossEntropySums sums;
     cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/config.h"
+#include "data/prefetcher.h"
 #include "data/row_source.h"
 #include "model/decoder.h"
 #include "moe/moe_layer.h"
@@ -36,7 +37,8 @@ struct StepOutcome {
   std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step
   bool skipped = false;                      // non-finite: nothing was updated
   int64_t attempts = 1;
-  double seconds_data = 0, seconds_compute = 0, seconds_fold = 0, seconds_exchange = 0,
+  double seconds_data = 0;  // waiting for rows
+  double seconds_compute = 0, seconds_fold = 0, seconds_exchange = 0,
          seconds_update = 0, seconds_publish = 0;
 };
 
@@ -64,7 +66,9 @@ class TrainStep {
   struct MicroBatch {
     at::Tensor ids, target, position, document;  // int64 [B, S]
   };
-  MicroBatch load(Split split, int64_t first_row, int64_t num_rows) const;
+  MicroBatch to_tensors(const std::vector<Row>& rows) const;
+  // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
+  std::vector<Row> micro_batch_rows(uint64_t k) const;
   void backward_unit(int64_t step, int64_t unit, StepOutcome& outcome);
   void add_unit_sums(std::vector<int64_t>& sums);
 
@@ -72,6 +76,8 @@ class TrainStep {
   TrainedModel& model_;
   ProcessMesh& mesh_;
   const RowSource& rows_;
+  int64_t first_unit_, units_per_slice_, rounds_;  // of this slice; rounds of a unit
+  std::unique_ptr<Prefetcher> batches_;            // from the first step that runs
   double scale_;  // power of two near 1 / (rows * seq_len)
   CrossEntropySums ce_;
 };

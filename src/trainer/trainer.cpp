@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include "metrics/console.h"
 #include "metrics/jsonl_sink.h"
 #include "optim/schedule.h"
+#include "trainer/agreement.h"
 #include "trainer/run_state.h"
 
 namespace maniple {
@@ -67,10 +69,12 @@ class CheckpointWriter {
                          meta, config_.checkpoint);
       } catch (...) {
         failure_ = std::current_exception();
+        failed_ = true;
       }
     });
     return seconds_since(begin);
   }
+  bool failed() const { return failed_; }  // finish() will throw
   // Waits for the checkpoint under way; throws what its writing threw.
   void finish() {
     if (thread_.joinable()) thread_.join();
@@ -91,6 +95,7 @@ class CheckpointWriter {
   std::vector<std::vector<char>> copies_;
   std::thread thread_;
   std::exception_ptr failure_;
+  std::atomic<bool> failed_{false};
 };
 
 std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
@@ -234,20 +239,24 @@ void add_metrics(StepReport& report, const StepOutcome& o) {
 }  // namespace
 
 ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
-  const ModelConfig model_config = resolve_model(config.model);
-  const MeshShape shape = make_mesh_shape(config.parallel, world->size());
-  num_units(config.batch, shape);  // refuse before anything is allocated
-  ProcessMesh mesh(shape, std::move(world));
-  const bool chief = mesh.world().rank() == 0;
-
-  const auto rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
-                                    config.run.seed);
+  ModelConfig model_config;
+  MeshShape shape;
+  std::unique_ptr<RowSource> rows;
   std::unique_ptr<RunLock> lock;
-  if (chief) {
+  const bool chief = world->rank() == 0;
+  agree(*world, [&] {
+    model_config = resolve_model(config.model);
+    shape = make_mesh_shape(config.parallel, world->size());
+    num_units(config.batch, shape);  // refuse before anything is allocated
+    rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
+                           config.run.seed);
+    if (!chief) return;
     lock = std::make_unique<RunLock>(config.run.dir);
-    write_file_atomic(config.run.dir + "/config.resolved.yaml", config_to_yaml(config));
-  }
-  TrainedModel model(config, model_config, mesh);
+  });
+  ProcessMesh mesh(shape, std::move(world));
+  std::unique_ptr<TrainedModel> made;
+  agree(mesh.world(), [&] { made = std::make_unique<TrainedModel>(config, model_config, mesh); });
+  TrainedModel& model = *made;
   TrainStep step(config, model, mesh, *rows);
 
   const ConsoleStyle style = detect_console_style(stdout);
@@ -276,24 +285,33 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     resume_from = config.run.resume;
   }
   if (!resume_from.empty()) {
-    const CheckpointInfo checkpoint = open_checkpoint(resume_from);
-    for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
-      say("resuming with " + change);
-    initialize_from_checkpoint(model, checkpoint, true);
+    CheckpointInfo checkpoint;
+    agree(mesh.world(), [&] {
+      checkpoint = open_checkpoint(resume_from);
+      for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+        say("resuming with " + change);
+      load_checkpoint(model, checkpoint, true);
+    });
+    model.optimizer->publish();
     first_step = checkpoint.step + 1;
     step.applied_steps = checkpoint.meta.at("applied_steps").get<int64_t>();
     say(fmt::format("resumed after step {} from {}", checkpoint.step, checkpoint.folder));
     event("resume", {{"step", checkpoint.step}, {"checkpoint", checkpoint.folder}});
   } else if (!config.model.init_from.empty()) {
-    if (is_hub_folder(config.model.init_from))
-      initialize_from_hub(model, config.model.init_from);
-    else
-      initialize_from_checkpoint(model, open_checkpoint(config.model.init_from), false);
+    agree(mesh.world(), [&] {
+      if (is_hub_folder(config.model.init_from))
+        load_hub_weights(model, config.model.init_from);
+      else
+        load_checkpoint(model, open_checkpoint(config.model.init_from), false);
+    });
+    model.optimizer->publish();
   } else {
-    initialize_random(model, config.run.seed);
+    set_random_weights(model, config.run.seed);
+    model.optimizer->publish();
   }
   std::unique_ptr<JsonlSink> metrics;
   if (chief) {
+    write_file_atomic(config.run.dir + "/config.resolved.yaml", config_to_yaml(config));
     drop_steps_after(config.run.dir + "/metrics.jsonl", first_step - 1);
     metrics = std::make_unique<JsonlSink>(config.run.dir + "/metrics.jsonl");
     event("start", {{"ranks", shape.num_ranks()}, {"first_step", first_step}});
@@ -358,22 +376,22 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     }
 
     // A signal on one rank is everybody's decision at one step.
-    at::Tensor asked = at::tensor(std::vector<int64_t>{stop_requested(), take_checkpoint_request()},
-                                  at::TensorOptions(at::kLong));
+    at::Tensor asked = at::tensor(
+        std::vector<int64_t>{stop_requested(), take_checkpoint_request(), checkpoints.failed()},
+        at::TensorOptions(at::kLong));
     mesh.world().all_reduce(asked);
+    if (asked[2].item<int64_t>() > 0) agree(mesh.world(), [&] { checkpoints.finish(); });
     const bool stop = asked[0].item<int64_t>() > 0, wanted = asked[1].item<int64_t>() > 0;
     const bool due = config.checkpoint.every > 0 && (number % config.checkpoint.every == 0 || last);
     if ((due || wanted || stop) && saved != number) save(number);
     if (stop && !last) {
-      checkpoints.finish();
-      mesh.world().barrier();
+      agree(mesh.world(), [&] { checkpoints.finish(); });
       event("preempted", {{"step", number}});
       say(fmt::format("stopped by a signal after step {}; a checkpoint is written, run the same command to go on", number));
       return ExitCode::kPreempted;
     }
   }
-  checkpoints.finish();
-  mesh.world().barrier();
+  agree(mesh.world(), [&] { checkpoints.finish(); });
   event("done", {{"step", config.train.steps}});
   return ExitCode::kOk;
 }

@@ -1,0 +1,25 @@
+// Errors that end a job as one: what fails on any rank ends every rank with the same exit code and
+// one message, without the transport's abort text.
+#pragma once
+
+#include <functional>
+
+#include "core/errors.h"
+#include "parallel/communicator.h"
+
+namespace maniple {
+
+// Thrown on every rank when an agreed section failed on at least one; only one of them prints.
+class AgreedError : public Error {
+ public:
+  AgreedError(ExitCode code, const std::string& message, bool speaks)
+      : Error(code, message), speaks(speaks) {}
+  const bool speaks;
+};
+
+// Runs `body` on every rank; if it threw an Error anywhere, throws AgreedError everywhere with the
+// code of the lowest rank that failed, which is the one that speaks. `body` must not communicate
+// after a point where it may throw on some ranks only. Collective over world.
+void agree(Communicator& world, const std::function<void()>& body);
+
+}  // namespace maniple
