@@ -49,11 +49,7 @@ Attention::Attention(const ModelConfig& model, const std::string& prefix, bool s
                      ParameterStore& store)
     : model_(model), sliding_(sliding), tp_(store.mesh().tp()) {
   const int64_t tp = store.mesh().shape().tp, index = store.mesh().tp_index();
-  if (model.num_heads % tp || model.num_kv_heads % tp)
-    throw ConfigError(fmt::format(
-        "parallel.tp={} must divide num_attention_heads={} and num_key_value_heads={}; choose "
-        "another tp",
-        tp, model.num_heads, model.num_kv_heads));
+  MANIPLE_INVARIANT(model.num_heads % tp == 0 && model.num_kv_heads % tp == 0, "tp {}", tp);
   const Init normal{Init::kNormal, model.initializer_range}, zero{Init::kConstant, 0};
   const int64_t D = model.hidden_size, d = model.head_dim;
   auto column = [&](const char* name, int64_t heads) {

@@ -12,10 +12,7 @@ DenseFeedForward::DenseFeedForward(const ModelConfig& model, const std::string& 
                                    int64_t width, ParameterStore& store)
     : activation_(model.activation), tp_(store.mesh().tp()) {
   const int64_t tp = store.mesh().shape().tp, index = store.mesh().tp_index();
-  if (width % tp)
-    throw ConfigError(fmt::format(
-        "parallel.tp={} must divide the feed-forward width {} of {}; choose another tp", tp, width,
-        prefix));
+  MANIPLE_INVARIANT(width % tp == 0, "width {}, tp {}", width, tp);
   const Init normal{Init::kNormal, model.initializer_range};
   const int64_t D = model.hidden_size;
   gate_ = &store.add(prefix + "gate_proj.weight", {width, D}, GradGroup::kSharded, {{0, index, tp}}, normal);

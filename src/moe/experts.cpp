@@ -98,13 +98,8 @@ Experts::Experts(const ModelConfig& model, const std::string& prefix, ParameterS
     : activation_(model.activation) {
   const ProcessMesh& mesh = store.mesh();
   const MeshShape& shape = mesh.shape();
-  if (model.num_experts % shape.ep)
-    throw ConfigError(fmt::format("parallel.ep={} must divide num_experts={}; choose another ep",
-                                  shape.ep, model.num_experts));
-  if (model.expert_size % shape.etp)
-    throw ConfigError(
-        fmt::format("parallel.etp={} must divide moe_intermediate_size={}; choose another etp",
-                    shape.etp, model.expert_size));
+  MANIPLE_INVARIANT(model.num_experts % shape.ep == 0 && model.expert_size % shape.etp == 0,
+                    "ep {}, etp {}", shape.ep, shape.etp);
   num_local_ = model.num_experts / shape.ep;
   const Init normal{Init::kNormal, model.initializer_range};
   const Shard experts{0, mesh.ep_index(), shape.ep};

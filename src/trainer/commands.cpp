@@ -17,6 +17,7 @@
 #include "core/signals.h"
 #include "interop/safetensors.h"
 #include "metrics/console.h"
+#include "model/shard_rules.h"
 #include "trainer/agreement.h"
 #include "trainer/inference.h"
 #include "trainer/trainer.h"
@@ -72,6 +73,7 @@ ExitCode command_plan(const Options& o) {
   const ModelConfig model = resolve_model(config.model);
   const int64_t ranks = o.ranks ? o.ranks : smallest_num_ranks(config.parallel);
   const MeshShape s = make_mesh_shape(config.parallel, ranks);
+  check_mesh(model, s);
   const int64_t units = num_units(config.batch, s);
   const double n = static_cast<double>(num_parameters(model));
   const double bytes = config.train.precision == "bf16" ? 2 : config.train.precision == "fp64" ? 8 : 4;

@@ -1,5 +1,7 @@
 #include "trainer/inference.h"
 
+#include <ATen/Parallel.h>
+
 #include "core/config_schema.h"
 #include "core/errors.h"
 #include "core/random.h"
@@ -15,6 +17,7 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
     config_ = parse_config(checkpoint->meta.at("config").get<std::string>(), checkpoint->folder);
     step_ = checkpoint->step;
   }
+  at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.parallel = {};
   config_.train.precision = precision;
   config_.batch.units = 0;

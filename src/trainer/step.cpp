@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/errors.h"
+#include "model/shard_rules.h"
 
 namespace maniple {
 namespace {
@@ -38,6 +39,15 @@ FixedPoint128 from_limbs(const int64_t* limbs) {
   return x;
 }
 
+// The config's coefficient, else the model's own. Hugging Face concatenates the layers and leaves
+// out 1/k, so its coefficient acts k times as strongly on the mean over layers.
+double aux_coefficient(const MoeConfig& moe, const ModelConfig& model, int64_t moe_layers) {
+  if (moe.aux_coef >= 0) return moe.aux_coef;
+  if (model.model_type == "house" || moe_layers == 0) return 1e-3;
+  const double on_mean = model.router_aux_coef * static_cast<double>(model.experts_per_token);
+  return moe.aux_over_layers == "mean" ? on_mean : on_mean / static_cast<double>(moe_layers);
+}
+
 }  // namespace
 
 int64_t num_units(const BatchConfig& batch, const MeshShape& mesh) {
@@ -68,7 +78,8 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
     : model(model_config), store(mesh, parse_precision(config.train.precision)) {
   int64_t moe_count = 0;
   for (const LayerConfig& layer : model.layers) moe_count += layer.moe;
-  moe.settings = {.aux_coef = config.moe.aux_coef < 0 ? 1e-3 : config.moe.aux_coef,
+  check_mesh(model, mesh.shape());
+  moe.settings = {.aux_coef = aux_coefficient(config.moe, model, moe_count),
                   .z_coef = config.moe.z_coef,
                   .aux_scope = config.moe.aux_scope,
                   .layer_weight = config.moe.aux_over_layers == "mean" && moe_count

@@ -2,12 +2,14 @@
 
 #include <ATen/Parallel.h>
 #include <torch/version.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include "core/config_schema.h"
@@ -25,6 +27,19 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point t) {
   return std::chrono::duration<double>(Clock::now() - t).count();
+}
+
+// mpirun gives rank 0 a pseudo-terminal even when its own output goes to a file or a pipe.
+ConsoleStyle console_style() {
+  ConsoleStyle style = detect_console_style(stdout);
+  if (started_by_mpi()) {
+    std::error_code error;
+    const auto target =
+        std::filesystem::read_symlink(fmt::format("/proc/{}/fd/1", getppid()), error).string();
+    if (error || !(target.starts_with("/dev/pts/") || target.starts_with("/dev/tty")))
+      style.terminal = false;
+  }
+  return style;
 }
 
 std::string broadcast_text(std::string text, Communicator& comm) {
@@ -259,13 +274,16 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   TrainedModel& model = *made;
   TrainStep step(config, model, mesh, *rows);
 
-  const ConsoleStyle style = detect_console_style(stdout);
+  const ConsoleStyle style = console_style();
   std::unique_ptr<Console> console;
   std::unique_ptr<EventLog> events;
   if (chief) {
     console = std::make_unique<Console>(stdout, style, config.train.steps);
     events = std::make_unique<EventLog>(config.run.dir + "/events.jsonl");
     console->table(startup_table(config, model, mesh, *rows));
+    if (config.moe.aux_coef < 0 && !model.moe_layers.empty())
+      console->message(fmt::format("moe.aux_coef is the model's own: {:.3g} on the {} over layers",
+                                   model.moe.settings.aux_coef, config.moe.aux_over_layers));
   }
   auto say = [&](const std::string& text) {
     if (console) console->message(text);
