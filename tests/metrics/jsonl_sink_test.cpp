@@ -44,7 +44,7 @@ TEST_F(Jsonl, AStepIsOneLineWithFixedKeys) {
   EXPECT_EQ(read_file(path_),
             "{\"step\":1,\"loss\":0.30000000000000004,\"grad_norm\":1.0,\"lr\":3.0e-04,"
             "\"tokens\":2048,\"tokens_per_s\":1.0e+06,\"aux_loss\":-0.0,\"z_loss\":null,"
-            "\"fingerprint\":\"00ff\",\"load_max\":1.25,\"load_min\":null}\n");
+            "\"state_fingerprint\":\"00ff\",\"load_max\":1.25,\"load_min\":null}\n");
   r.extra = {{"loss", 1.0}};
   EXPECT_THROW(sink.write(r), InternalError);
   sink.write(Json{{"step", 1}, {"eval_loss", 2.5}});

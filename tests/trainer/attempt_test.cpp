@@ -1,0 +1,257 @@
+// Attempts of a step that fail on one rank: all redo it and get the bits of a run without fault.
+// And routing at its extremes, and the gradients of the balance losses.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "core/errors.h"
+#include "trainer/run_state.h"
+
+namespace maniple {
+namespace {
+
+Config tiny_config() {
+  Config c;
+  c.run.seed = 7;
+  c.model.preset = "house";
+  c.model.overrides = {{"vocab_size", 257},           {"hidden_size", 72},
+                       {"num_hidden_layers", 2},      {"num_attention_heads", 4},
+                       {"num_key_value_heads", 4},    {"head_dim", 16},
+                       {"num_experts", 8},            {"num_experts_per_tok", 2},
+                       {"moe_intermediate_size", 24}, {"shared_expert_intermediate_size", 32},
+                       {"sliding_window", 16},        {"sliding_window_pattern", 2}};
+  c.batch = {.rows = 8, .units = 4, .micro_batch_rows = 1, .seq_len = 24};
+  c.data.sources = {{MANIPLE_TEST_DATA "/tinyshakespeare-200k.txt", "text", 1}};
+  c.optim.lr = 3e-3;
+  c.optim.block_elements = 1024;
+  return c;
+}
+
+// One rank with all that a step needs.
+struct Trainer {
+  Trainer(const Config& c, std::unique_ptr<Communicator> world)
+      : config(c),
+        shape(make_mesh_shape(c.parallel, world->size())),
+        mesh(shape, std::move(world)),
+        rows(open_row_source(c.data, c.batch.seq_len, 257, c.run.seed)),
+        model(config, resolve_model(config.model), mesh),
+        step(config, model, mesh, *rows) {
+    set_random_weights(model, config.run.seed);
+    model.optimizer->publish();
+  }
+  const Config config;
+  const MeshShape shape;
+  ProcessMesh mesh;
+  const std::unique_ptr<RowSource> rows;
+  TrainedModel model;
+  TrainStep step;
+};
+
+struct Outcome {
+  std::vector<StepOutcome> steps;
+  std::vector<Fingerprint> states;  // after each step, of all ranks
+};
+
+using Prepare = std::function<void(Trainer&, int64_t step)>;
+
+// Three steps on num_ranks ranks; every rank must see the same losses and attempts. `prepare` is
+// called before each step.
+Outcome train_steps(const Config& config, int num_ranks, const Prepare& prepare = {}) {
+  Outcome out;
+  out.states.resize(3);
+  std::mutex mutex;
+  run_local_ranks(num_ranks, [&](std::unique_ptr<Communicator> world) {
+    Trainer t(config, std::move(world));
+    for (int64_t s = 1; s <= 3; ++s) {
+      if (prepare) prepare(t, s);
+      const StepOutcome o = t.step.run(s, config.optim.lr);
+      const std::lock_guard lock(mutex);
+      out.states[s - 1].combine(t.model.optimizer->fingerprint());
+      if (static_cast<int64_t>(out.steps.size()) < s) out.steps.push_back(o);
+      EXPECT_EQ(o.attempts, out.steps[s - 1].attempts);
+      EXPECT_EQ(o.loss, out.steps[s - 1].loss);
+    }
+    EXPECT_EQ(t.step.applied_steps, 3);
+  });
+  return out;
+}
+
+void expect_redone(const Outcome& good, const Outcome& redone) {
+  for (size_t s = 0; s < 3; ++s) {
+    EXPECT_EQ(good.steps[s].attempts, 1);
+    EXPECT_EQ(redone.steps[s].attempts, s == 1 ? 2 : 1);
+    EXPECT_EQ(good.steps[s].loss, redone.steps[s].loss);
+    EXPECT_EQ(good.steps[s].grad_norm, redone.steps[s].grad_norm);
+    EXPECT_EQ(good.steps[s].aux_loss, redone.steps[s].aux_loss);
+    EXPECT_EQ(good.steps[s].num_targets, redone.steps[s].num_targets);
+    EXPECT_EQ(good.steps[s].counts, redone.steps[s].counts);
+    EXPECT_TRUE(good.states[s] == redone.states[s]);
+  }
+  EXPECT_FALSE(good.states[0] == good.states[1]);
+  EXPECT_NE(good.steps[0].loss, good.steps[1].loss);
+}
+
+Prepare fault_of_rank(int rank, FaultPoint::Phase phase) {
+  return [=](Trainer& t, int64_t) {
+    if (t.mesh.world().rank() == rank)
+      t.step.inject_fault = [=](const FaultPoint& f) {
+        return f.step == 2 && f.attempt == 0 && f.phase == phase && (f.unit < 0 || f.unit % 2 == 1);
+      };
+  };
+}
+
+TEST(Attempt, FaultInBackwardIsRedoneByAll) {
+  Config c = tiny_config();
+  c.parallel.slices = 2;
+  expect_redone(train_steps(c, 2), train_steps(c, 2, fault_of_rank(1, FaultPoint::kBackward)));
+}
+
+TEST(Attempt, FaultInExchangeIsRedoneByAll) {
+  Config c = tiny_config();
+  c.parallel.slices = 2;
+  c.parallel.ep = 2;
+  expect_redone(train_steps(c, 4), train_steps(c, 4, fault_of_rank(2, FaultPoint::kExchange)));
+}
+
+TEST(Attempt, CorruptCountsAreNoticedAndRedone) {
+  Config c = tiny_config();
+  c.parallel.ep = 2;
+  for (const int64_t error : {int64_t{1}, int64_t{-1000}}) {
+    const auto corrupt = [&](Trainer& t, int64_t step) {
+      if (t.mesh.world().rank() != 1 || step != 2) return;
+      auto first = std::make_shared<bool>(true);
+      t.model.moe.corrupt_counts = [=](std::vector<int64_t>& counts) {
+        if (std::exchange(*first, false)) counts[3] += error;
+      };
+    };
+    expect_redone(train_steps(c, 2), train_steps(c, 2, corrupt));
+  }
+}
+
+TEST(Attempt, TooManyFaultsEndEveryRank) {
+  Config c = tiny_config();
+  c.parallel.slices = 2;
+  std::mutex mutex;
+  int ended = 0;
+  int64_t calls = 0;
+  run_local_ranks(2, [&](std::unique_ptr<Communicator> world) {
+    Trainer t(c, std::move(world));
+    if (t.mesh.world().rank() == 0)
+      t.step.inject_fault = [&](const FaultPoint& f) {
+        calls += f.phase == FaultPoint::kExchange;
+        return f.phase == FaultPoint::kExchange;
+      };
+    try {
+      t.step.run(1, 1e-3);
+    } catch (const CommError& e) {
+      const std::lock_guard lock(mutex);
+      ++ended;
+      EXPECT_NE(std::string(e.what()).find("step 1 failed 4 times"), std::string::npos) << e.what();
+    }
+    EXPECT_EQ(t.step.applied_steps, 0);
+  });
+  EXPECT_EQ(ended, 2);
+  EXPECT_EQ(calls, TrainStep::kMaxAttempts);
+}
+
+// As many faults as are allowed, and not one more.
+TEST(Attempt, LastAttemptCounts) {
+  Config c = tiny_config();
+  const auto faults = [](Trainer& t, int64_t) {
+    t.step.inject_fault = [](const FaultPoint& f) {
+      return f.phase == FaultPoint::kBackward && f.attempt + 1 < TrainStep::kMaxAttempts;
+    };
+  };
+  const Outcome good = train_steps(c, 1), redone = train_steps(c, 1, faults);
+  EXPECT_EQ(redone.steps[2].attempts, TrainStep::kMaxAttempts);
+  EXPECT_TRUE(good.states[2] == redone.states[2]);
+}
+
+TEST(Routing, SkewedOnExpertRanksIsThatOfOneRank) {
+  Config c = tiny_config();
+  c.moe.routing = "skewed";
+  c.train.precision = "fp64";
+  const Outcome one = train_steps(c, 1);
+  c.parallel.ep = 2;
+  const Outcome two = train_steps(c, 2);
+  for (size_t s = 0; s < 3; ++s) {
+    EXPECT_EQ(one.steps[s].counts, two.steps[s].counts);
+    const auto& counts = two.steps[s].counts[0];  // half of all slots go to the first top-k experts
+    EXPECT_EQ(counts[0] + counts[1], c.batch.rows * c.batch.seq_len);
+    EXPECT_NEAR(one.steps[s].loss, two.steps[s].loss, 1e-9);
+    EXPECT_NEAR(one.steps[s].grad_norm / two.steps[s].grad_norm, 1, 1e-6);
+  }
+}
+
+// A selection bias that sends every token to experts 0 and 1, both on the first rank: the second
+// rank computes nothing and six experts get no token.
+TEST(Routing, AllTokensToTheExpertsOfOneRank) {
+  Config c = tiny_config();
+  c.train.precision = "fp64";
+  c.moe.bias_rate = 0;
+  const auto bias = [](Trainer& t, int64_t) {
+    for (MoeLayer* layer : t.model.moe_layers) layer->router().bias.narrow(0, 0, 2).fill_(1e3);
+  };
+  const Outcome one = train_steps(c, 1, bias);
+  c.parallel.ep = 2;
+  const Outcome two = train_steps(c, 2, bias);
+  const int64_t tokens = c.batch.rows * c.batch.seq_len;
+  for (size_t s = 0; s < 3; ++s) {
+    for (const auto& counts : two.steps[s].counts)
+      EXPECT_EQ(counts, (std::vector<int64_t>{tokens, tokens, 0, 0, 0, 0, 0, 0}));
+    EXPECT_FALSE(two.steps[s].skipped);
+    EXPECT_NEAR(one.steps[s].loss, two.steps[s].loss, 1e-9);
+  }
+  EXPECT_LT(two.steps[2].loss, two.steps[0].loss);
+}
+
+// The gradient of the balance losses alone, of the first layer's router weight, against central
+// differences. f, the counts, are constants in the loss, and the previous step's are uneven here.
+TEST(BalanceLoss, GradientIsThatOfFiniteDifferences) {
+  for (const auto& [aux, z] : {std::pair{0.5, 0.0}, {0.0, 0.5}, {0.3, 0.2}}) {
+    Config c = tiny_config();
+    c.train.precision = "fp64";
+    c.moe.aux_coef = aux;
+    c.moe.z_coef = z;
+    Trainer t(c, make_single_communicator());
+    const auto wide = at::TensorOptions(at::kDouble);
+    t.model.moe_layers[0]->router().previous_f.copy_(
+        at::tensor(std::vector<double>{.3, .2, .1, .1, .1, .1, .06, .04}, wide));
+    const Row row = t.rows->row(Split::kTrain, 3);
+    auto tensor_of = [](const std::vector<int32_t>& v) {
+      return at::tensor(std::vector<int64_t>(v.begin(), v.end()), at::TensorOptions(at::kLong)).unsqueeze(0);
+    };
+    // The first layer's loss: what lies behind the first router does not enter it.
+    auto loss = [&] {
+      t.model.moe.losses.clear();
+      t.model.decoder->forward(tensor_of(row.input), tensor_of(row.position), tensor_of(row.document));
+      return t.model.moe.losses.at(0);
+    };
+    std::string name;
+    for (const Parameter& p : t.model.store.parameters())
+      if (name.empty() && p.name.ends_with("gate.weight")) name = p.name;
+    Parameter& weight = t.model.store.find(name);
+    t.model.store.zero_grad();
+    loss().backward();
+    const at::Tensor gradient = weight.grad.clone().reshape({-1});
+    at::NoGradGuard no_grad;
+    double* w = weight.value.data_ptr<double>();
+    double largest = 0;
+    for (const int64_t i : {0, 5, 71, 72, 200, 333, 500, 575}) {
+      const double h = 1e-5, before = w[i];
+      w[i] = before + h;
+      const double up = loss().item<double>();
+      w[i] = before - h;
+      const double down = loss().item<double>();
+      w[i] = before;
+      const double expected = (up - down) / (2 * h), got = gradient[i].item<double>();
+      EXPECT_NEAR(got, expected, 1e-6 * std::abs(expected) + 1e-8) << name << " " << i;
+      largest = std::max(largest, std::abs(got));
+    }
+    EXPECT_GT(largest, 1e-3);
+  }
+}
+
+}  // namespace
+}  // namespace maniple
