@@ -1,7 +1,8 @@
 """Compares the metrics of two run folders step by step.
 
 compare.py REFERENCE OTHER STEPS exact            losses, norms and fingerprints have equal bits
-compare.py REFERENCE OTHER STEPS LOSS [NORM]      losses within LOSS; norms within NORM, relative
+compare.py REFERENCE OTHER STEPS LOSS [NORM [N]]  losses within LOSS; norms within NORM, relative;
+                                                  over the first N steps (all), the rest is reported
 
 Exits with 1 and one line of findings where they differ.
 """
@@ -32,6 +33,8 @@ def main():
                         "state_fingerprint"):
                 if x[key] != y[key]:
                     sys.exit(f"{where} {key} is {y[key]}, not {x[key]}")
+            continue
+        if len(sys.argv) > 6 and x["step"] > int(sys.argv[6]):
             continue
         loss = abs(x["loss"] - y["loss"])
         if loss > float(sys.argv[4]):
