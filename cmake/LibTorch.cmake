@@ -27,3 +27,10 @@ foreach(_dir ${_torch}/lib ${_cuda_dirs})
 endforeach()
 # The wheel carries headers of its own {fmt} release, which hide the system's: used header-only.
 target_compile_definitions(maniple_torch INTERFACE FMT_HEADER_ONLY)
+# at::parallel_for is a header: without -fopenmp it is a serial loop. The wheel brings its libgomp.
+target_compile_options(maniple_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+file(GLOB _gomp ${_torch}/lib/libgomp*.so*)
+target_link_libraries(maniple_torch INTERFACE ${_gomp})
+if(NOT _gomp)
+  target_link_options(maniple_torch INTERFACE -fopenmp)
+endif()

@@ -7,16 +7,7 @@
 #include <type_traits>
 
 #include "core/errors.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define MANIPLE_X86 1
-#define MANIPLE_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
-#define MANIPLE_AVX2 __attribute__((target("avx2")))
-#else
-#define MANIPLE_X86 0
-#endif
-#define MANIPLE_INLINE __attribute__((always_inline))
+#include "kernels/isa.h"
 
 namespace maniple {
 namespace {
@@ -25,48 +16,8 @@ static_assert(std::endian::native == std::endian::little, "the wire encoding is 
 
 constexpr int64_t kGroup = 128;  // elements per width byte
 
-// --- Choice of the instruction set -------------------------------------------------------------
-// A body is compiled several times and the copy for the processor at hand is called. The copies
-// give equal results: their operations are on integers, round once, or add in an order that the
-// source fixes. (Plain calls and not ifuncs, which run before a sanitizer is ready.)
-
-enum class Isa { kBase, kAvx2, kAvx512 };
-
-Isa detect_isa() {
-#if MANIPLE_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return Isa::kAvx512;
-  if (__builtin_cpu_supports("avx2")) return Isa::kAvx2;
-#endif
-  return Isa::kBase;
-}
-
-Isa isa() {
-  static const Isa value = detect_isa();
-  return value;
-}
-
-#if MANIPLE_X86
-template <typename Body, typename... Args>
-MANIPLE_AVX512 auto run_avx512(Args... args) {
-  return Body::run(args...);
-}
-template <typename Body, typename... Args>
-MANIPLE_AVX2 auto run_avx2(Args... args) {
-  return Body::run(args...);
-}
-#endif
-
-template <typename Body, typename... Args>
-auto dispatch(Args... args) {
-#if MANIPLE_X86
-  if (isa() == Isa::kAvx512) return run_avx512<Body>(args...);
-  if (isa() == Isa::kAvx2) return run_avx2<Body>(args...);
-#endif
-  return Body::run(args...);
-}
+// The copies for the instruction sets give equal results: their operations are on integers, round
+// once, or add in an order that the source fixes.
 
 // --- Fold and decode ---------------------------------------------------------------------------
 
@@ -188,7 +139,7 @@ struct ChecksumBody {
 
 // The least legal width of a group, from the OR of its elements and the OR of their magnitudes'
 // bits (x XOR its sign).
-MANIPLE_INLINE inline int width_of(uint64_t any, uint64_t bits) {
+MANIPLE_INLINE int width_of(uint64_t any, uint64_t bits) {
   if (any == 0) return 0;
   if (bits < uint64_t{1} << 7) return 1;
   if (bits < uint64_t{1} << 15) return 2;
@@ -198,7 +149,7 @@ MANIPLE_INLINE inline int width_of(uint64_t any, uint64_t bits) {
 }
 
 template <typename Narrow>
-MANIPLE_INLINE inline void narrow(const int64_t* x, uint8_t* out, int64_t n) {
+MANIPLE_INLINE void narrow(const int64_t* x, uint8_t* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const auto value = static_cast<Narrow>(x[i]);
     std::memcpy(out + i * static_cast<int64_t>(sizeof value), &value, sizeof value);
@@ -206,7 +157,7 @@ MANIPLE_INLINE inline void narrow(const int64_t* x, uint8_t* out, int64_t n) {
 }
 
 template <typename Narrow>
-MANIPLE_INLINE inline void widen(const uint8_t* in, int64_t* x, int64_t n) {
+MANIPLE_INLINE void widen(const uint8_t* in, int64_t* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Narrow value;
     std::memcpy(&value, in + i * static_cast<int64_t>(sizeof value), sizeof value);
@@ -215,7 +166,7 @@ MANIPLE_INLINE inline void widen(const uint8_t* in, int64_t* x, int64_t n) {
 }
 
 // Three bytes are moved as four while a fourth is there, so all but the last element.
-MANIPLE_INLINE inline void narrow3(const int64_t* x, uint8_t* out, int64_t n) {
+MANIPLE_INLINE void narrow3(const int64_t* x, uint8_t* out, int64_t n) {
   for (int64_t i = 0; i + 1 < n; ++i) {
     const auto value = static_cast<int32_t>(x[i]);
     std::memcpy(out + 3 * i, &value, 4);
@@ -223,7 +174,7 @@ MANIPLE_INLINE inline void narrow3(const int64_t* x, uint8_t* out, int64_t n) {
   std::memcpy(out + 3 * (n - 1), x + n - 1, 3);
 }
 
-MANIPLE_INLINE inline void widen3(const uint8_t* in, int64_t* x, int64_t n) {
+MANIPLE_INLINE void widen3(const uint8_t* in, int64_t* x, int64_t n) {
   uint32_t value = 0;
   for (int64_t i = 0; i + 1 < n; ++i) {
     std::memcpy(&value, in + 3 * i, 4);

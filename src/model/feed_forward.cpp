@@ -1,11 +1,91 @@
 #include "model/feed_forward.h"
 
 #include "core/errors.h"
+#include "kernels/gemm.h"
 
 namespace maniple {
 
-at::Tensor activate(Activation activation, const at::Tensor& x) {
-  return activation == Activation::kSilu ? at::silu(x) : at::gelu(x, "tanh");
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+using Networks = std::vector<GatedWeights>;
+
+// Calls body(network, its rows [begin, begin + n)) for the networks that have rows.
+template <typename Body>
+void for_each(Networks& networks, const std::vector<int64_t>& counts, const Body& body) {
+  int64_t begin = 0;
+  for (size_t e = 0; e < counts.size(); ++e) {
+    if (counts[e]) body(networks[e], begin, counts[e]);
+    begin += counts[e];
+  }
+}
+
+// Written out, since autograd over a loop with concatenation costs several times as much.
+struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x,
+                            const std::optional<at::Tensor>& weight_or_none,
+                            std::vector<int64_t> counts, int64_t networks_pointer, int64_t activation) {
+    const at::Tensor weight = weight_or_none.value_or(at::Tensor());
+    auto& networks = *reinterpret_cast<Networks*>(networks_pointer);
+    const int64_t N = x.size(0), D = x.size(1), F = networks[0].down.size(1);
+    const at::Tensor h = at::empty({N, 2 * F}, x.options()), y = at::empty({N, D}, x.options());
+    std::vector<Product> products;
+    for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
+      products.push_back({x.narrow(0, begin, n), w.in.t(), h.narrow(0, begin, n)});
+    });
+    multiply(products);
+    const at::Tensor a = glu_forward(static_cast<Activation>(activation), h, weight);
+    products.clear();
+    for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
+      products.push_back({a.narrow(0, begin, n), w.down.t(), y.narrow(0, begin, n)});
+    });
+    multiply(products);
+    ctx->save_for_backward({x, weight, h, a});
+    ctx->saved_data["counts"] = counts;
+    ctx->saved_data["activation"] = activation;
+    ctx->saved_data["networks"] = networks_pointer;
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const auto variables = ctx->get_saved_variables();
+    const at::Tensor &x = variables[0], &weight = variables[1], &h = variables[2], &a = variables[3];
+    auto& networks = *reinterpret_cast<Networks*>(ctx->saved_data["networks"].toInt());
+    const auto counts = ctx->saved_data["counts"].toIntVector();
+    const at::Tensor dy = grads[0].contiguous(), da = at::empty_like(a), dx = at::empty_like(x);
+    std::vector<Product> products;
+    for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
+      const at::Tensor dy_n = dy.narrow(0, begin, n);
+      products.push_back({dy_n, w.down, da.narrow(0, begin, n)});
+      products.push_back({dy_n.t(), a.narrow(0, begin, n), w.down_grad, true});
+    });
+    multiply(products);
+    const GluGradients dh = glu_backward(
+        static_cast<Activation>(ctx->saved_data["activation"].toInt()), da, h, weight);
+    products.clear();
+    for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
+      const at::Tensor dh_n = dh.h.narrow(0, begin, n), x_n = x.narrow(0, begin, n);
+      products.push_back({dh_n, w.in, dx.narrow(0, begin, n)});
+      int64_t column = 0;
+      for (const at::Tensor& grad : w.in_grads) {
+        products.push_back({dh_n.narrow(1, column, grad.size(0)).t(), x_n, grad, true});
+        column += grad.size(0);
+      }
+    });
+    multiply(products);
+    return {dx, dh.weight, {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+at::Tensor gated_feed_forward(const at::Tensor& x, const at::Tensor& weight,
+                              const std::vector<int64_t>& counts,
+                              std::vector<GatedWeights>& networks, Activation activation) {
+  return GatedFeedForward::apply(
+      x, weight.defined() ? std::optional<at::Tensor>(weight) : std::nullopt, counts, reinterpret_cast<int64_t>(&networks),
+                                 static_cast<int64_t>(activation));
 }
 
 DenseFeedForward::DenseFeedForward(const ModelConfig& model, const std::string& prefix,
@@ -22,8 +102,11 @@ DenseFeedForward::DenseFeedForward(const ModelConfig& model, const std::string& 
 
 at::Tensor DenseFeedForward::forward(const at::Tensor& x_in) {
   const at::Tensor x = enter_tensor_parallel(x_in, tp_);
-  return leave_tensor_parallel(
-      linear(activate(activation_, linear(x, *gate_)) * linear(x, *up_), *down_), tp_);
+  const at::Tensor x_TD = x.reshape({-1, x.size(-1)});
+  if (networks_.empty()) networks_.push_back({{}, {gate_->grad, up_->grad}, down_->value, down_->grad});
+  networks_[0].in = at::cat({gate_->value, up_->value});
+  const at::Tensor y = gated_feed_forward(x_TD, {}, {x_TD.size(0)}, networks_, activation_);
+  return leave_tensor_parallel(y.view(x.sizes()), tp_);
 }
 
 }  // namespace maniple

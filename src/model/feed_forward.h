@@ -10,14 +10,26 @@
 
 namespace maniple {
 
-at::Tensor activate(Activation activation, const at::Tensor& x);
-
 class FeedForward {
  public:
   virtual ~FeedForward() = default;
   // x_BSD -> [B, S, D].
   virtual at::Tensor forward(const at::Tensor& x_BSD) = 0;
 };
+
+// One gated feed-forward network: act(W_gate x) * W_up x, then W_down. F width, D model.
+struct GatedWeights {
+  at::Tensor in;                     // [2F, D]: gate over up
+  std::vector<at::Tensor> in_grads;  // [2F, D], or [F, D] twice
+  at::Tensor down, down_grad;        // [D, F]
+};
+// Rows of x_ND belong to networks[0] (counts[0] of them), networks[1] and so on; empty ones are
+// legal. weight_N (accumulation type, or undefined: 1) multiplies before the second product. All
+// products of a kind run in one parallel region; backward adds to the gradients. `networks` must
+// live until backward, unchanged.
+at::Tensor gated_feed_forward(const at::Tensor& x_ND, const at::Tensor& weight_N,
+                              const std::vector<int64_t>& counts,
+                              std::vector<GatedWeights>& networks, Activation activation);
 
 // y = W_down (act(W_gate x) * W_up x), the width split over tp. Collective over tp.
 class DenseFeedForward : public FeedForward {
@@ -30,6 +42,7 @@ class DenseFeedForward : public FeedForward {
   const Activation activation_;
   Communicator& tp_;
   Parameter *gate_, *up_, *down_;
+  std::vector<GatedWeights> networks_;  // one; made when the store has been allocated
 };
 
 }  // namespace maniple

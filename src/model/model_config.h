@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/glu.h"
+
 namespace maniple {
 
-enum class Activation { kSilu, kGeluTanh };
 enum class RouterScore { kSoftmax, kSigmoid };
 
 struct RopeConfig {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/model_config.h"
+#include "model/feed_forward.h"
 #include "parallel/layers.h"
 
 namespace maniple {
@@ -24,6 +25,7 @@ class Experts {
   const Activation activation_;
   int64_t num_local_;
   Parameter *gate_up_, *down_;  // [L, 2, F, D], [L, D, F]
+  std::vector<GatedWeights> networks_;  // made when the store has been allocated
 };
 
 }  // namespace maniple

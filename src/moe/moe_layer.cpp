@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "core/errors.h"
+#include "kernels/rows.h"
 
 namespace maniple {
 namespace {
@@ -23,12 +24,25 @@ struct GatherSlots : torch::autograd::Function<GatherSlots> {
                             const at::Tensor& inverse, int64_t K) {
     ctx->save_for_backward({inverse});
     ctx->saved_data["K"] = K;
-    return x.index_select(0, order.floor_divide(K));
+    return gather_rows(x, order, K);
   }
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const at::Tensor inverse = ctx->get_saved_variables()[0];
-    const int64_t K = ctx->saved_data["K"].toInt(), D = grads[0].size(1);
-    return {grads[0].contiguous().index_select(0, inverse).view({-1, K, D}).sum(1), {}, {}, {}};
+    return {gather_sum_rows(grads[0], inverse, ctx->saved_data["K"].toInt()), {}, {}, {}};
+  }
+};
+
+// Its transpose: the sum of a token's slots, in slot order.
+struct CombineSlots : torch::autograd::Function<CombineSlots> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& y, const at::Tensor& order,
+                            const at::Tensor& inverse, int64_t K) {
+    ctx->save_for_backward({order});
+    ctx->saved_data["K"] = K;
+    return gather_sum_rows(y, inverse, K);
+  }
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    return {gather_rows(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["K"].toInt()), {}, {},
+            {}};
   }
 };
 
@@ -157,7 +171,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
     y = permute_rows(y, copy_inverse, copy_order).view({etp, N, D});
     y = etp == 1 ? y[0] : y.sum(0);
   }
-  return permute_rows(y, inverse, order).view({T, K, D}).sum(1);
+  return CombineSlots::apply(y, order, inverse, K);
 }
 
 at::Tensor MoeLayer::forward(const at::Tensor& x_BSD) {

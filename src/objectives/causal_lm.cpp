@@ -1,6 +1,7 @@
 #include "objectives/causal_lm.h"
 
-#include <limits>
+#include "kernels/gemm.h"
+#include "kernels/softmax_loss.h"
 
 namespace maniple {
 namespace {
@@ -8,16 +9,23 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
-at::Tensor max_over(const at::Tensor& x, Communicator& tp) {
-  at::Tensor all = at::empty({tp.size(), x.numel()}, x.options());
-  tp.all_gather(x, all);
-  return std::get<0>(all.max(0));
+constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of logits at a time
+
+// The statistics of whole rows from those of everybody's columns. Collective over tp.
+void combine(SoftmaxStats& s, Communicator& tp) {
+  if (tp.size() == 1) return;
+  at::Tensor tops = at::empty({tp.size(), s.top.numel()}, s.top.options());
+  tp.all_gather(s.top, tops);
+  const at::Tensor top = std::get<0>(tops.max(0));
+  const at::Tensor both =
+      tp.all_reduce_ordered(at::stack({s.total * (s.top - top).exp(), s.chosen}));
+  s = {top, both[0], both[1]};
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& target,
                             int64_t head_pointer, int64_t vocab_size, double scale, int64_t tp_pointer,
-                            int64_t sums_pointer, int64_t chunk, bool training) {
+                            int64_t sums_pointer, bool training) {
     auto& head = *reinterpret_cast<Parameter*>(head_pointer);
     auto& tp = *reinterpret_cast<Communicator*>(tp_pointer);
     auto& sums = *reinterpret_cast<CrossEntropySums*>(sums_pointer);
@@ -26,46 +34,33 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     const int64_t rows = std::max<int64_t>(0, std::min(head.shape[0], vocab_size - first));
     const at::Tensor W = head.value.narrow(0, 0, rows);
     at::Tensor dh = training ? at::empty_like(h) : at::Tensor();
+    const int64_t chunk = std::max<int64_t>(
+        128, kChunkBytes / (head.shape[0] * static_cast<int64_t>(head.grad.element_size())) / 128 * 128);
+    const at::Tensor logits = at::empty({std::min(chunk, T), rows}, h.options().dtype(wide));
     double loss = 0;
     for (int64_t begin = 0; begin < T; begin += chunk) {
       const int64_t n = std::min(chunk, T - begin);
       const at::Tensor x = h.narrow(0, begin, n), t = target.narrow(0, begin, n);
-      at::Tensor z = at::mm(x, W.t()).to(wide);
-      at::Tensor top = std::get<0>(z.max(1));
-      if (tp.size() > 1) top = max_over(top, tp);
-      z.sub_(top.unsqueeze(1));
-      const at::Tensor valid = t >= 0;
-      const at::Tensor mine = valid.logical_and(t >= first).logical_and(t < first + rows);
-      const at::Tensor column = (t - first).clamp(0, rows - 1).unsqueeze(1);
-      at::Tensor chosen = z.gather(1, column).squeeze(1) * mine.to(wide);
-      z.exp_();
-      at::Tensor total = z.sum(1);
-      if (tp.size() > 1) {
-        const at::Tensor both = tp.all_reduce_ordered(at::stack({chosen, total}));
-        chosen = both[0];
-        total = both[1];
-      }
-      const at::Tensor weight = valid.to(wide);
-      loss += ((total.log() - chosen) * weight).to(at::kDouble).sum().item<double>();
+      const at::Tensor z = logits.narrow(0, 0, n), valid = t >= 0;
+      multiply(x, W.t(), z);
+      const at::Tensor column =
+          at::where(valid.logical_and(t >= first).logical_and(t < first + rows), t - first, -1);
+      SoftmaxStats s = softmax_stats(z, column);
+      combine(s, tp);
+      loss += ((s.total.log() + s.top - s.chosen) * valid).to(at::kDouble).sum().item<double>();
       sums.num_targets += valid.sum().item<int64_t>();
       if (!training) continue;
-      z.mul_((weight * scale / total).unsqueeze(1));
-      z.scatter_add_(1, column, (mine.to(wide) * -scale).unsqueeze(1));
-      const at::Tensor dz = z.to(h.scalar_type());
-      at::Tensor out = dh.narrow(0, begin, n);
-      at::mm_out(out, dz, W);
-      at::Tensor grad = head.grad.narrow(0, 0, rows);
-      if (dz.scalar_type() == wide)
-        grad.addmm_(dz.t(), x);
-      else
-        grad.add_(at::mm(dz.t(), x));
+      const at::Tensor dz = softmax_gradient(z, s.top, valid.to(wide) * scale / s.total, column, scale,
+                                             h.scalar_type());
+      multiply(dz, W, dh.narrow(0, begin, n));
+      multiply_add(dz.t(), x, head.grad.narrow(0, 0, rows));
     }
     sums.loss += loss;
     ctx->save_for_backward({dh});
     return at::scalar_tensor(loss * scale, at::TensorOptions(wide));
   }
   static tensor_list backward(AutogradContext* ctx, const tensor_list&) {
-    return {ctx->get_saved_variables()[0], {}, {}, {}, {}, {}, {}, {}, {}};
+    return {ctx->get_saved_variables()[0], {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
@@ -73,12 +68,12 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
 at::Tensor cross_entropy(const at::Tensor& h_TD, Parameter& head, int64_t vocab_size,
                          const at::Tensor& target_T, double scale, Communicator& tp,
-                         CrossEntropySums& sums, int64_t chunk_tokens) {
+                         CrossEntropySums& sums) {
   const bool training = at::GradMode::is_enabled();
   return CrossEntropy::apply(enter_tensor_parallel(h_TD, tp), target_T,
                              reinterpret_cast<int64_t>(&head), vocab_size, scale,
                              reinterpret_cast<int64_t>(&tp), reinterpret_cast<int64_t>(&sums),
-                             chunk_tokens, training);
+                             training);
 }
 
 }  // namespace maniple

@@ -19,6 +19,6 @@ struct CrossEntropySums {
 // with gradients enabled only when backward follows with weight 1). Collective over tp.
 at::Tensor cross_entropy(const at::Tensor& h_TD, Parameter& head, int64_t vocab_size,
                          const at::Tensor& target_T, double scale, Communicator& tp,
-                         CrossEntropySums& sums, int64_t chunk_tokens = 1024);
+                         CrossEntropySums& sums);
 
 }  // namespace maniple

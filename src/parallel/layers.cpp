@@ -1,6 +1,9 @@
 #include "parallel/layers.h"
 
 #include "core/errors.h"
+#include "kernels/gemm.h"
+#include "kernels/norm.h"
+#include "kernels/rows.h"
 
 namespace maniple {
 namespace {
@@ -29,8 +32,9 @@ struct Linear : Function<Linear> {
     ctx->saved_data["bias"] = bias;
     ctx->save_for_backward({x});
     const at::Tensor x2 = x.reshape({-1, x.size(-1)});
-    at::Tensor y = bias ? at::addmm(reinterpret_cast<Parameter*>(bias)->value, x2, w.value.t())
-                        : at::mm(x2, w.value.t());
+    const at::Tensor y = at::empty({x2.size(0), w.value.size(0)}, x2.options());
+    multiply(x2, w.value.t(), y);
+    if (bias) y.add_(reinterpret_cast<Parameter*>(bias)->value);
     auto shape = x.sizes().vec();
     shape.back() = w.value.size(0);
     return y.view(shape);
@@ -40,15 +44,14 @@ struct Linear : Function<Linear> {
     const at::Tensor x = ctx->get_saved_variables()[0];
     const at::Tensor dy2 = grads[0].reshape({-1, grads[0].size(-1)});
     const at::Tensor x2 = x.reshape({-1, x.size(-1)});
-    if (dy2.scalar_type() == w.grad.scalar_type())
-      w.grad.addmm_(dy2.t(), x2);
-    else
-      accumulate(w, at::mm(dy2.t(), x2));
+    multiply_add(dy2.t(), x2, w.grad);
     if (ctx->saved_data["bias"].toInt()) {
       auto& b = saved<Parameter>(ctx, "bias");
       accumulate(b, dy2.to(b.grad.scalar_type()).sum(0));
     }
-    return {at::mm(dy2, w.value).view(x.sizes()), {}, {}};
+    const at::Tensor dx = at::empty({x2.size(0), x2.size(1)}, x2.options());
+    multiply(dy2, w.value, dx);
+    return {dx.view(x.sizes()), {}, {}};
   }
 };
 
@@ -56,27 +59,20 @@ struct RmsNorm : Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, int64_t weight, double eps,
                             bool plus_one) {
     auto& w = *reinterpret_cast<Parameter*>(weight);
-    const auto wide = w.grad.scalar_type();
-    const at::Tensor xw = x.to(wide);
-    const at::Tensor rstd = (xw.square().mean(-1, true) + eps).rsqrt();
+    const at::Tensor x2 = x.reshape({-1, x.size(-1)});
+    const RmsNormResult out = rms_norm_forward(x2, w.value, eps, plus_one);
     ctx->saved_data["weight"] = weight;
     ctx->saved_data["plus_one"] = plus_one;
-    ctx->save_for_backward({x, rstd});
-    const at::Tensor u = xw * rstd;
-    if (plus_one) return (u * (w.value.to(wide) + 1)).to(x.scalar_type());
-    return u.to(x.scalar_type()) * w.value.to(x.scalar_type());
+    ctx->save_for_backward({x2, out.rstd});
+    return out.y.view(x.sizes());
   }
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     auto& w = saved<Parameter>(ctx, "weight");
     const auto variables = ctx->get_saved_variables();
-    const auto wide = w.grad.scalar_type();
-    const at::Tensor u = variables[0].to(wide) * variables[1];
-    const at::Tensor dy = grads[0].to(wide);
-    const at::Tensor du = dy * (ctx->saved_data["plus_one"].toBool() ? w.value.to(wide) + 1
-                                                                    : w.value.to(wide));
-    accumulate(w, (dy * u).reshape({-1, u.size(-1)}).sum(0));
-    const at::Tensor dx = variables[1] * (du - u * (du * u).mean(-1, true));
-    return {dx.to(variables[0].scalar_type()), {}, {}, {}};
+    const at::Tensor dy2 = grads[0].reshape(variables[0].sizes());
+    const at::Tensor dx = rms_norm_backward(dy2, variables[0], variables[1], w.value,
+                                            ctx->saved_data["plus_one"].toBool(), w.grad);
+    return {dx.view(grads[0].sizes()), {}, {}, {}};
   }
 };
 
@@ -201,10 +197,10 @@ struct PermuteRows : Function<PermuteRows> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& index,
                             const at::Tensor& inverse) {
     ctx->save_for_backward({inverse});
-    return x.index_select(0, index);
+    return gather_rows(x, index);
   }
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
-    return {grads[0].contiguous().index_select(0, ctx->get_saved_variables()[0]), {}, {}};
+    return {gather_rows(grads[0], ctx->get_saved_variables()[0]), {}, {}};
   }
 };
 

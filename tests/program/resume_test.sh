@@ -55,12 +55,13 @@ if wait_for_step asked 3 $job; then
   log_has asked "resumed after step $step "
 fi
 
-# Another layout: equal up to round-off. 8 steps with ep 2, 8 more with tp 2.
+# Another layout: equal up to round-off. 6 steps with ep 2, 10 more with tp 2; over 12 steps, since a
+# near-tie of the router flips at round-off sooner or later (docs/numerics.md).
 constant=(optim.schedule=constant)
 together train_well 0 constant train.steps=16 "${constant[@]}" -- \
-  train_well 2 moved train.steps=8 checkpoint.every=8 parallel.ep=2 "${constant[@]}"
-train_well 2 moved train.steps=16 parallel.tp=2 "${constant[@]}" && compare constant moved 16 2e-5
-log_has moved "resumed after step 8 "
+  train_well 2 moved train.steps=6 checkpoint.every=6 parallel.ep=2 "${constant[@]}"
+train_well 2 moved train.steps=16 parallel.tp=2 "${constant[@]}" && compare constant moved 16 2e-5 1e-4 12
+log_has moved "resumed after step 6 "
 
 # A flipped byte in the newest checkpoint: the one before it is taken, and said so.
 train_well 0 flipped train.steps=12 checkpoint.every=4 "${constant[@]}"

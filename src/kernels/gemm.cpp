@@ -1,0 +1,255 @@
+#include "kernels/gemm.h"
+
+#include <ATen/native/CPUBlas.h>
+
+#include <memory>
+
+#include "core/errors.h"
+#include "kernels/simd.h"
+#include "kernels/gemm_pack.h"
+#include "kernels/parallel_tasks.h"
+
+namespace maniple {
+namespace {
+
+constexpr int64_t kRows = 128;       // of c per task
+constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a panel fits in L1
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_F32F32F32)
+constexpr bool kCompiled = true;
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldc, bool add, const float* a,
+            const float* b, float* c) {
+  at::native::cpublas::brgemm(M, N, K, lda, kPanel, ldc, add, a, b, c, false);
+}
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldc, bool add, const bf16_t* a,
+            const bf16_t* b, float* c) {
+  at::native::cpublas::brgemm(M, N, K, lda, kPanel, ldc, add,
+                              reinterpret_cast<const at::BFloat16*>(a),
+                              reinterpret_cast<const at::BFloat16*>(b), c, true);
+}
+template <typename T>
+void release() {
+  at::native::cpublas::brgemm_release(sizeof(T) == 2);
+}
+#else
+constexpr bool kCompiled = false;
+template <typename T>
+void brgemm(int64_t, int64_t, int64_t, int64_t, int64_t, bool, const T*, const T*, float*) {}
+template <typename T>
+void release() {}
+#endif
+
+// The library says whether it can by throwing.
+template <typename T>
+bool probe() {
+  if (!kCompiled || isa() == Isa::kBase) return false;
+  try {
+    std::vector<T> a(16 * 2, from_float<T>(1)), b(2 * kPanel, from_float<T>(2));
+    std::vector<float> c(16 * kPanel);
+    brgemm(16, kPanel, 2, 2, kPanel, false, a.data(), b.data(), c.data());
+    release<T>();
+    return c[0] == 4 && c.back() == 4;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+// Memory of a thread that grows to what its largest task needs.
+template <typename T>
+T* scratch(int slot, int64_t n) {
+  struct Buffer {
+    std::unique_ptr<char[]> memory;
+    int64_t bytes = 0;
+  };
+  thread_local Buffer buffers[2];
+  Buffer& b = buffers[slot];
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T)) + 64;
+  if (b.bytes < bytes) {
+    b.memory.reset(new char[bytes]);
+    b.bytes = bytes;
+  }
+  return reinterpret_cast<T*>(round_up(reinterpret_cast<intptr_t>(b.memory.get()), 64));
+}
+
+template <typename T>
+struct Problem {
+  View<T> a, b;
+  void* c;
+  int64_t ldc;
+  bool c_is_float, accumulate;
+  int64_t M, N, K, padded_k;
+  bool pack_rows;  // a is transposed or its depth is padded
+  T* panels = nullptr;
+
+  int64_t num_panels() const { return (N + kPanel - 1) / kPanel; }
+  int64_t num_blocks() const { return (M + kRows - 1) / kRows; }
+  int64_t packed_size() const { return num_panels() * kPanel * padded_k; }
+};
+
+template <typename T>
+View<T> view_of(const at::Tensor& t) {
+  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1)};
+}
+
+template <typename T>
+Problem<T> make_problem(const Product& p) {
+  Problem<T> q{view_of<T>(p.a), view_of<T>(p.b), p.c.data_ptr(), p.c.stride(0),
+               p.c.scalar_type() == at::kFloat, p.accumulate,
+               p.a.size(0), p.b.size(1), p.a.size(1), 0, false};
+  if (q.M == 1) q.a.row = q.K;  // strides of dims of one element mean nothing
+  if (q.K == 1) q.a.column = 1;
+  q.pack_rows = q.a.column != 1 || (sizeof(T) == 2 && q.K % 2);
+  // Depths that vary from call to call (tokens) are rounded up, so that few kernels are made.
+  q.padded_k = q.pack_rows ? round_up(q.K, 32) : q.K;
+  return q;
+}
+
+// c (+)= scratch rows, or its rounding.
+template <typename T>
+struct StoreBody {
+  MANIPLE_INLINE static int run(const float* from, int64_t M, int64_t N, T* c, int64_t ldc, bool add) {
+    for (int64_t i = 0; i < M; ++i)
+      for (int64_t j = 0; j < N; ++j) {
+        const float x = from[i * kPanel + j];
+        c[i * ldc + j] = from_float<T>(add ? to_float(c[i * ldc + j]) + x : x);
+      }
+    return 0;
+  }
+};
+
+// Rows [row, row + kRows) and panels [first, last) of a problem.
+template <typename T>
+void compute_block(const Problem<T>& p, int64_t row, int64_t first, int64_t last) {
+  const int64_t M = std::min(kRows, p.M - row), padded_m = round_up(M, 16);
+  const int64_t depth = kDepthBytes / static_cast<int64_t>(sizeof(T));
+  const T* a = p.a.data + row * p.a.row;
+  int64_t lda = p.a.row;
+  if (p.pack_rows || M != padded_m) {  // whole tiles of 16 rows
+    T* packed = scratch<T>(0, padded_m * p.padded_k);
+    pack_a(View<T>{a, p.a.row, p.a.column}, M, p.K, padded_m, p.padded_k, packed);
+    a = packed;
+    lda = p.padded_k;
+  }
+  float* tile = scratch<float>(1, kRows * kPanel);
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t column = panel * kPanel, N = std::min(kPanel, p.N - column);
+    const bool direct = p.c_is_float && M == padded_m && N == kPanel;
+    float* out = direct ? static_cast<float*>(p.c) + row * p.ldc + column : tile;
+    const T* b = p.panels + panel * kPanel * p.padded_k;
+    for (int64_t k = 0; k < p.padded_k; k += depth)
+      brgemm(padded_m, kPanel, std::min(depth, p.padded_k - k), lda, direct ? p.ldc : kPanel,
+             k > 0 || (direct && p.accumulate), a + k, b + k * kPanel, out);
+    if (direct) continue;
+    if (p.c_is_float)
+      dispatch<StoreBody<float>>(static_cast<const float*>(tile), M, N,
+                                 static_cast<float*>(p.c) + row * p.ldc + column, p.ldc, p.accumulate);
+    else
+      dispatch<StoreBody<bf16_t>>(static_cast<const float*>(tile), M, N,
+                                  static_cast<bf16_t*>(p.c) + row * p.ldc + column, p.ldc,
+                                  p.accumulate);
+  }
+}
+
+// Ranges of work [begin of problem i, begin of problem i + 1) in one list of tasks.
+struct TaskList {
+  std::vector<int64_t> begin{0};
+  void add(int64_t tasks) { begin.push_back(begin.back() + tasks); }
+  std::pair<size_t, int64_t> find(int64_t task) const {
+    const auto it = std::upper_bound(begin.begin(), begin.end(), task) - 1;
+    return {static_cast<size_t>(it - begin.begin()), task - *it};
+  }
+};
+
+template <typename T>
+void multiply_packed(const std::vector<Product>& products) {
+  std::vector<Problem<T>> problems;
+  int64_t packed = 0, blocks = 0;
+  for (const Product& p : products) {
+    if (p.a.size(0) == 0 || p.b.size(1) == 0) continue;
+    if (p.a.size(1) == 0) {
+      if (!p.accumulate) at::Tensor(p.c).zero_();
+      continue;
+    }
+    problems.push_back(make_problem<T>(p));
+    packed += problems.back().packed_size();
+    blocks += problems.back().num_blocks();
+  }
+  if (problems.empty()) return;
+  const at::Tensor memory = at::empty(
+      {packed}, at::TensorOptions(sizeof(T) == 2 ? at::kBFloat16 : at::kFloat));
+  auto* next = static_cast<T*>(memory.data_ptr());
+  TaskList packing, computing;
+  const int64_t wanted = 4 * at::get_num_threads();
+  std::vector<int64_t> groups;  // of panels, per problem: enough tasks for all threads
+  for (Problem<T>& p : problems) {
+    p.panels = next;
+    next += p.packed_size();
+    packing.add(p.num_panels());
+    groups.push_back(std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, p.num_panels()));
+    computing.add(p.num_blocks() * groups.back());
+  }
+  parallel_tasks(packing.begin.back(), [&](int64_t task) {
+    const auto [i, panel] = packing.find(task);
+    const Problem<T>& p = problems[i];
+    const int64_t column = panel * kPanel;
+    pack_b(View<T>{p.b.data + column * p.b.column, p.b.row, p.b.column}, p.K,
+           std::min(kPanel, p.N - column), p.padded_k, p.panels + panel * kPanel * p.padded_k);
+  });
+  parallel_tasks(computing.begin.back(), [&](int64_t task) {
+    const auto [i, rest] = computing.find(task);
+    const Problem<T>& p = problems[i];
+    const int64_t n = p.num_panels(), g = groups[i], group = rest % g;
+    compute_block(p, rest / g * kRows, group * n / g, (group + 1) * n / g);
+    release<T>();
+  });
+}
+
+void check(const Product& p) {
+  MANIPLE_INVARIANT(p.a.dim() == 2 && p.b.dim() == 2 && p.c.dim() == 2 &&
+                        p.a.size(1) == p.b.size(0) && p.c.size(0) == p.a.size(0) &&
+                        p.c.size(1) == p.b.size(1) && p.a.scalar_type() == p.b.scalar_type(),
+                    "product of [{}, {}] and [{}, {}]", p.a.size(0), p.a.size(1), p.b.size(0),
+                    p.b.size(1));
+}
+
+bool unit_stride(const at::Tensor& t) {
+  return t.stride(0) == 1 || t.stride(1) == 1 || t.size(0) == 1 || t.size(1) == 1;
+}
+
+void multiply_reference(const Product& p) {
+  at::Tensor c = p.c;
+  if (p.a.scalar_type() != c.scalar_type()) {
+    const at::Tensor y = at::mm(p.a, p.b).to(c.scalar_type());
+    p.accumulate ? c.add_(y) : c.copy_(y);
+  } else if (p.accumulate) {
+    c.addmm_(p.a, p.b);
+  } else {
+    at::mm_out(c, p.a, p.b);
+  }
+}
+
+}  // namespace
+
+bool has_microkernel(at::ScalarType type) {
+  static const bool f32 = probe<float>(), bf16 = probe<bf16_t>();
+  return type == at::kFloat ? f32 : type == at::kBFloat16 && bf16;
+}
+
+void multiply(const std::vector<Product>& products) {
+  if (products.empty()) return;
+  bool own = products[0].a.is_cpu() && has_microkernel(products[0].a.scalar_type());
+  for (const Product& p : products) {
+    check(p);
+    own = own && unit_stride(p.a) && unit_stride(p.b) && p.c.stride(1) == 1;
+  }
+  if (!own)
+    for (const Product& p : products) multiply_reference(p);
+  else if (products[0].a.scalar_type() == at::kFloat)
+    multiply_packed<float>(products);
+  else
+    multiply_packed<bf16_t>(products);
+}
+
+}  // namespace maniple

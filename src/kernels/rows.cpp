@@ -1,0 +1,67 @@
+#include "kernels/rows.h"
+
+#include "kernels/parallel_tasks.h"
+#include "kernels/simd.h"
+
+namespace maniple {
+namespace {
+
+constexpr int64_t kGroupRows = 64;
+
+template <typename T>
+struct SumBody {
+  MANIPLE_INLINE static int run(const T* x, const int64_t* index, T* y, int64_t rows, int64_t K, int64_t D) {
+    for (int64_t r = 0; r < rows; ++r, index += K, y += D)
+      for (int64_t i = 0; i < D; i += kLanes) {
+        Vec sum = load_upto(x + index[0] * D + i, D - i);
+        for (int64_t k = 1; k < K; ++k) sum += load_upto(x + index[k] * D + i, D - i);
+        store_upto(y + i, sum, D - i);
+      }
+    return 0;
+  }
+};
+
+template <typename T>
+void sum_rows(const at::Tensor& x, const at::Tensor& index, int64_t K, at::Tensor& y) {
+  const int64_t D = x.size(1);
+  const auto* from = static_cast<const T*>(x.const_data_ptr());
+  const auto* at_row = index.const_data_ptr<int64_t>();
+  auto* to = static_cast<T*>(y.data_ptr());
+  parallel_ranges(y.size(0), kGroupRows, [&](int64_t begin, int64_t end) {
+    dispatch<SumBody<T>>(from, at_row + begin * K, to + begin * D, end - begin, K, D);
+  });
+}
+
+}  // namespace
+
+at::Tensor gather_rows(const at::Tensor& x_in, const at::Tensor& index_in, int64_t divisor) {
+  if (!x_in.is_cpu() || x_in.dim() != 2)
+    return x_in.index_select(0, divisor == 1 ? index_in : index_in.floor_divide(divisor));
+  const at::Tensor x = x_in.contiguous(), index = index_in.contiguous();
+  at::Tensor y = at::empty({index.numel(), x.size(1)}, x.options());
+  const int64_t bytes = x.size(1) * static_cast<int64_t>(x.element_size());
+  const auto* from = static_cast<const char*>(x.const_data_ptr());
+  const auto* at_row = index.const_data_ptr<int64_t>();
+  auto* to = static_cast<char*>(y.data_ptr());
+  parallel_ranges(index.numel(), kGroupRows, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      std::memcpy(to + n * bytes, from + at_row[n] / divisor * bytes, bytes);
+  });
+  return y;
+}
+
+at::Tensor gather_sum_rows(const at::Tensor& x_in, const at::Tensor& index, int64_t K) {
+  const at::Tensor x = x_in.contiguous();
+  const int64_t D = x.size(1), T = index.numel() / K;
+  const auto type = x.scalar_type();
+  if (!x.is_cpu() || (type != at::kFloat && type != at::kBFloat16))
+    return x.index_select(0, index).view({T, K, D}).sum(1);
+  at::Tensor y = at::empty({T, D}, x.options());
+  if (type == at::kFloat)
+    sum_rows<float>(x, index.contiguous(), K, y);
+  else
+    sum_rows<bf16_t>(x, index.contiguous(), K, y);
+  return y;
+}
+
+}  // namespace maniple
