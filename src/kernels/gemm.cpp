@@ -1,13 +1,9 @@
 #include "kernels/gemm.h"
 
-#include <ATen/native/CPUBlas.h>
-
-#include <memory>
-
 #include "core/errors.h"
-#include "kernels/simd.h"
-#include "kernels/gemm_pack.h"
+#include "kernels/microkernel.h"
 #include "kernels/parallel_tasks.h"
+#include "kernels/scratch.h"
 
 namespace maniple {
 namespace {
@@ -16,62 +12,6 @@ constexpr int64_t kRows = 128;       // of c per task
 constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a panel fits in L1
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_F32F32F32)
-constexpr bool kCompiled = true;
-void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldc, bool add, const float* a,
-            const float* b, float* c) {
-  at::native::cpublas::brgemm(M, N, K, lda, kPanel, ldc, add, a, b, c, false);
-}
-void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldc, bool add, const bf16_t* a,
-            const bf16_t* b, float* c) {
-  at::native::cpublas::brgemm(M, N, K, lda, kPanel, ldc, add,
-                              reinterpret_cast<const at::BFloat16*>(a),
-                              reinterpret_cast<const at::BFloat16*>(b), c, true);
-}
-template <typename T>
-void release() {
-  at::native::cpublas::brgemm_release(sizeof(T) == 2);
-}
-#else
-constexpr bool kCompiled = false;
-template <typename T>
-void brgemm(int64_t, int64_t, int64_t, int64_t, int64_t, bool, const T*, const T*, float*) {}
-template <typename T>
-void release() {}
-#endif
-
-// The library says whether it can by throwing.
-template <typename T>
-bool probe() {
-  if (!kCompiled || isa() == Isa::kBase) return false;
-  try {
-    std::vector<T> a(16 * 2, from_float<T>(1)), b(2 * kPanel, from_float<T>(2));
-    std::vector<float> c(16 * kPanel);
-    brgemm(16, kPanel, 2, 2, kPanel, false, a.data(), b.data(), c.data());
-    release<T>();
-    return c[0] == 4 && c.back() == 4;
-  } catch (const c10::Error&) {
-    return false;
-  }
-}
-
-// Memory of a thread that grows to what its largest task needs.
-template <typename T>
-T* scratch(int slot, int64_t n) {
-  struct Buffer {
-    std::unique_ptr<char[]> memory;
-    int64_t bytes = 0;
-  };
-  thread_local Buffer buffers[2];
-  Buffer& b = buffers[slot];
-  const int64_t bytes = n * static_cast<int64_t>(sizeof(T)) + 64;
-  if (b.bytes < bytes) {
-    b.memory.reset(new char[bytes]);
-    b.bytes = bytes;
-  }
-  return reinterpret_cast<T*>(round_up(reinterpret_cast<intptr_t>(b.memory.get()), 64));
-}
 
 template <typename T>
 struct Problem {
@@ -125,21 +65,22 @@ void compute_block(const Problem<T>& p, int64_t row, int64_t first, int64_t last
   const int64_t M = std::min(kRows, p.M - row), padded_m = round_up(M, 16);
   const int64_t depth = kDepthBytes / static_cast<int64_t>(sizeof(T));
   const T* a = p.a.data + row * p.a.row;
+  Scratch scratch;
   int64_t lda = p.a.row;
   if (p.pack_rows || M != padded_m) {  // whole tiles of 16 rows
-    T* packed = scratch<T>(0, padded_m * p.padded_k);
+    T* packed = scratch.take<T>(padded_m * p.padded_k);
     pack_a(View<T>{a, p.a.row, p.a.column}, M, p.K, padded_m, p.padded_k, packed);
     a = packed;
     lda = p.padded_k;
   }
-  float* tile = scratch<float>(1, kRows * kPanel);
+  auto* tile = scratch.take<float>(kRows * kPanel);
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * kPanel, N = std::min(kPanel, p.N - column);
     const bool direct = p.c_is_float && M == padded_m && N == kPanel;
     float* out = direct ? static_cast<float*>(p.c) + row * p.ldc + column : tile;
     const T* b = p.panels + panel * kPanel * p.padded_k;
     for (int64_t k = 0; k < p.padded_k; k += depth)
-      brgemm(padded_m, kPanel, std::min(depth, p.padded_k - k), lda, direct ? p.ldc : kPanel,
+      brgemm(padded_m, std::min(depth, p.padded_k - k), lda, direct ? p.ldc : kPanel,
              k > 0 || (direct && p.accumulate), a + k, b + k * kPanel, out);
     if (direct) continue;
     if (p.c_is_float)
@@ -202,7 +143,7 @@ void multiply_packed(const std::vector<Product>& products) {
     const Problem<T>& p = problems[i];
     const int64_t n = p.num_panels(), g = groups[i], group = rest % g;
     compute_block(p, rest / g * kRows, group * n / g, (group + 1) * n / g);
-    release<T>();
+    release_microkernel<T>();
   });
 }
 
@@ -231,11 +172,6 @@ void multiply_reference(const Product& p) {
 }
 
 }  // namespace
-
-bool has_microkernel(at::ScalarType type) {
-  static const bool f32 = probe<float>(), bf16 = probe<bf16_t>();
-  return type == at::kFloat ? f32 : type == at::kBFloat16 && bf16;
-}
 
 void multiply(const std::vector<Product>& products) {
   if (products.empty()) return;

@@ -27,7 +27,4 @@ inline void multiply_add(const at::Tensor& a, const at::Tensor& b, const at::Ten
   multiply({{a, b, c, true}});
 }
 
-// True when products of this type run on the microkernel here.
-bool has_microkernel(at::ScalarType type);
-
 }  // namespace maniple

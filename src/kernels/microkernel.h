@@ -1,0 +1,48 @@
+// The block product that the kernels of this folder are built on: oneDNN's, as LibTorch exports it
+// (at::native::cpublas::brgemm; AVX2 for fp32, AVX-512 and AMX for both types). Operands are packed
+// as kernels/gemm_pack.h says. Only where has_microkernel(type).
+#pragma once
+
+#include <ATen/native/CPUBlas.h>
+
+#include "kernels/gemm_pack.h"
+#include "kernels/simd.h"
+
+namespace maniple {
+
+bool has_microkernel(at::ScalarType type);  // decided by trying
+
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_F32F32F32)
+inline constexpr bool kMicrokernelCompiled = true;
+#else
+inline constexpr bool kMicrokernelCompiled = false;
+#endif
+
+// c [M, kPanel] (rows ldc apart) = or += a [M, K] (rows lda apart) times one packed panel. A kernel is
+// made for every new (M, K, lda, ldc): callers keep M to multiples of 16 and K to few values.
+inline void brgemm([[maybe_unused]] int64_t M, [[maybe_unused]] int64_t K,
+                   [[maybe_unused]] int64_t lda, [[maybe_unused]] int64_t ldc,
+                   [[maybe_unused]] bool add, [[maybe_unused]] const float* a,
+                   [[maybe_unused]] const float* panel, [[maybe_unused]] float* c) {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  at::native::cpublas::brgemm(M, kPanel, K, lda, kPanel, ldc, add, a, panel, c, false);
+#endif
+}
+inline void brgemm([[maybe_unused]] int64_t M, [[maybe_unused]] int64_t K,
+                   [[maybe_unused]] int64_t lda, [[maybe_unused]] int64_t ldc,
+                   [[maybe_unused]] bool add, [[maybe_unused]] const bf16_t* a,
+                   [[maybe_unused]] const bf16_t* panel, [[maybe_unused]] float* c) {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+  at::native::cpublas::brgemm(M, kPanel, K, lda, kPanel, ldc, add,
+                              reinterpret_cast<const at::BFloat16*>(a),
+                              reinterpret_cast<const at::BFloat16*>(panel), c, true);
+#endif
+}
+
+// Ends a series of calls of one thread (AMX: gives the tiles back).
+template <typename T>
+void release_microkernel() {
+  if constexpr (kMicrokernelCompiled) at::native::cpublas::brgemm_release(sizeof(T) == 2);
+}
+
+}  // namespace maniple
