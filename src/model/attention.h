@@ -2,6 +2,7 @@
 // masks; heads split over tp. Shape letters: B rows, S positions, D model, H heads, d head dim.
 #pragma once
 
+#include "model/kv_cache.h"
 #include "model/model_config.h"
 #include "parallel/layers.h"
 
@@ -23,6 +24,9 @@ class Attention {
             ParameterStore& store);
   // x_BSD -> [B, S, D]. Collective over tp.
   at::Tensor forward(const at::Tensor& x_BSD, const AttentionInputs& inputs);
+  // The same for tokens that follow those in the cache, which takes them up: no gradient, one
+  // document a row; of `inputs` only the rotations are used. Collective over tp.
+  at::Tensor forward(const at::Tensor& x_BSD, const AttentionInputs& inputs, KvCache& cache);
 
  private:
   const ModelConfig& model_;

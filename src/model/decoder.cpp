@@ -2,10 +2,13 @@
 
 #include <cmath>
 
+#include "model/recompute.h"
+
 namespace maniple {
 
-Decoder::Decoder(const ModelConfig& model, ParameterStore& store, const FeedForwardFactory& moe)
-    : model_(model), store_(store) {
+Decoder::Decoder(const ModelConfig& model, ParameterStore& store, const FeedForwardFactory& moe,
+                 bool recompute)
+    : model_(model), store_(store), recompute_(recompute) {
   const int64_t tp = store.mesh().shape().tp, index = store.mesh().tp_index();
   const int64_t D = model.hidden_size, V = model.vocab_size;
   const Init normal{Init::kNormal, model.initializer_range};
@@ -46,25 +49,62 @@ at::Tensor Decoder::norm(const at::Tensor& x, Parameter& weight) const {
   return rms_norm(x, weight, model_.rms_norm_eps, model_.norm_plus_one);
 }
 
+at::Tensor Decoder::forward(Layer& layer, const at::Tensor& x_in, const AttentionInputs& inputs,
+                            LayerPass& pass, KvCache* cache) const {
+  const at::Tensor before = norm(x_in, *layer.before_attention);
+  at::Tensor y = cache ? layer.attention->forward(before, inputs, *cache)
+                       : layer.attention->forward(before, inputs);
+  if (layer.after_attention) y = norm(y, *layer.after_attention);
+  const at::Tensor x = x_in + y;
+  y = layer.feed_forward->forward(norm(x, *layer.before_feed_forward), pass);
+  if (layer.after_feed_forward) y = norm(y, *layer.after_feed_forward);
+  return x + y;
+}
+
+at::Tensor Decoder::embedded(const at::Tensor& ids) const {
+  const at::Tensor x = embed(ids, *embedding_, store_.mesh().tp());
+  if (!model_.scale_embedding) return x;  // the factor is rounded to the compute type first
+  return x * at::scalar_tensor(std::sqrt(static_cast<double>(model_.hidden_size)), x.options());
+}
+
 at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
                             const at::Tensor& document, std::vector<at::Tensor>* hidden) {
   const auto type = compute_type(store_.precision());
   const AttentionInputs inputs = make_attention_inputs(model_, position, document, type);
-  at::Tensor x = embed(ids, *embedding_, store_.mesh().tp());
-  if (model_.scale_embedding)  // the factor is rounded to the compute type first
-    x = x * at::scalar_tensor(std::sqrt(static_cast<double>(model_.hidden_size)), x.options());
+  at::Tensor x = embedded(ids);
+  losses_.clear();
   for (Layer& layer : layers_) {
     if (hidden) hidden->push_back(x.detach());
-    at::Tensor y = layer.attention->forward(norm(x, *layer.before_attention), inputs);
-    if (layer.after_attention) y = norm(y, *layer.after_attention);
-    x = x + y;
-    y = layer.feed_forward->forward(norm(x, *layer.before_feed_forward));
-    if (layer.after_feed_forward) y = norm(y, *layer.after_feed_forward);
-    x = x + y;
+    // The inputs are shared by all layers: copying them copies references.
+    auto body = [this, &layer, inputs](const std::vector<at::Tensor>& in, bool again) {
+      LayerPass pass{.again = again, .loss = {}};
+      std::vector<at::Tensor> out = {forward(layer, in[0], inputs, pass)};
+      if (pass.loss.defined()) out.push_back(pass.loss);
+      return out;
+    };
+    const auto out = recompute_ ? recompute({x}, body) : body({x}, false);
+    x = out[0];
+    if (out.size() > 1) losses_.push_back(out[1]);
   }
   x = norm(x, *final_norm_);
   if (hidden) hidden->push_back(x.detach());
   return x;
+}
+
+at::Tensor Decoder::forward(const at::Tensor& ids, DecoderCache& cache) {
+  const at::NoGradGuard no_grad;
+  cache.layers.resize(layers_.size());
+  const at::Tensor position =
+      (at::arange(ids.size(1), ids.options()) + cache.num_tokens).expand_as(ids).contiguous();
+  const AttentionInputs inputs = make_attention_inputs(model_, position, at::zeros_like(ids),
+                                                       compute_type(store_.precision()));
+  at::Tensor x = embedded(ids);
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    LayerPass pass;
+    x = forward(layers_[l], x, inputs, pass, &cache.layers[l]);
+  }
+  cache.num_tokens += ids.size(1);
+  return norm(x, *final_norm_);
 }
 
 }  // namespace maniple

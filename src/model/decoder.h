@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <utility>
 
 #include "model/attention.h"
 #include "model/feed_forward.h"
@@ -15,14 +16,20 @@ using FeedForwardFactory = std::function<std::unique_ptr<FeedForward>(
 class Decoder {
  public:
   // Adds its parameters to `store`, which the caller allocates afterwards. `moe` makes the
-  // feed-forward of MoE layers.
-  Decoder(const ModelConfig& model, ParameterStore& store, const FeedForwardFactory& moe);
+  // feed-forward of MoE layers. recompute: layers keep only their input for backward (recompute.h).
+  Decoder(const ModelConfig& model, ParameterStore& store, const FeedForwardFactory& moe,
+          bool recompute = false);
 
   // ids, position, document: int64 [B, S]. Returns the output of the final norm [B, S, D].
   // `hidden`, when given, receives the input of every layer and the result. Collective over the
   // slice.
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position, const at::Tensor& document,
                      std::vector<at::Tensor>* hidden = nullptr);
+  // The same for ids [B, n] that follow the tokens in `cache` (an empty one: from position 0): no
+  // gradient, one document a row. Collective over the slice.
+  at::Tensor forward(const at::Tensor& ids, DecoderCache& cache);
+  // The layers' own losses of the last forward, in layer order, for the objective to add.
+  std::vector<at::Tensor> take_losses() { return std::exchange(losses_, {}); }
   Parameter& head() { return *head_; }  // [V / tp, D]
 
  private:
@@ -32,11 +39,17 @@ class Decoder {
     Parameter *before_attention, *after_attention, *before_feed_forward, *after_feed_forward;
   };
   at::Tensor norm(const at::Tensor& x, Parameter& weight) const;
+  // cache: null in training.
+  at::Tensor forward(Layer& layer, const at::Tensor& x, const AttentionInputs& inputs,
+                     LayerPass& pass, KvCache* cache = nullptr) const;
+  at::Tensor embedded(const at::Tensor& ids) const;
 
   const ModelConfig& model_;
   ParameterStore& store_;
   Parameter *embedding_, *final_norm_, *head_;
   std::vector<Layer> layers_;
+  std::vector<at::Tensor> losses_;
+  const bool recompute_;
 };
 
 }  // namespace maniple

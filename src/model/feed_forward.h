@@ -10,11 +10,17 @@
 
 namespace maniple {
 
+// What goes into and comes out of one forward of a layer beside its activations.
+struct LayerPass {
+  bool again = false;  // recomputation: sums and counts were taken the first time
+  at::Tensor loss;     // out: the layer's own loss, a sum over tokens (undefined: none)
+};
+
 class FeedForward {
  public:
   virtual ~FeedForward() = default;
   // x_BSD -> [B, S, D].
-  virtual at::Tensor forward(const at::Tensor& x_BSD) = 0;
+  virtual at::Tensor forward(const at::Tensor& x_BSD, LayerPass& pass) = 0;
 };
 
 // One gated feed-forward network: act(W_gate x) * W_up x, then W_down. F width, D model.
@@ -36,7 +42,8 @@ class DenseFeedForward : public FeedForward {
  public:
   DenseFeedForward(const ModelConfig& model, const std::string& prefix, int64_t width,
                    ParameterStore& store);
-  at::Tensor forward(const at::Tensor& x_BSD) override;
+  at::Tensor forward(const at::Tensor& x_BSD, LayerPass&) override { return forward(x_BSD); }
+  at::Tensor forward(const at::Tensor& x_BSD);
 
  private:
   const Activation activation_;

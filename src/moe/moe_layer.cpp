@@ -4,6 +4,8 @@
 
 #include "core/errors.h"
 #include "kernels/rows.h"
+#include "moe/all_gather_dispatch.h"
+#include "moe/chunked_experts.h"
 
 namespace maniple {
 namespace {
@@ -110,6 +112,12 @@ MoeLayer::MoeLayer(const ModelConfig& model, int64_t layer, const std::string& p
 at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const int64_t K = model_.experts_per_token, T = x_TD.size(0), D = x_TD.size(1);
   const int64_t N = T * K, ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
+  auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
+    return run_experts(*experts_, x, p, rows, context_.max_tokens);
+  };
+  if (context_.all_gather && G > 1)
+    return all_gather_dispatch(x_TD, routing, mesh_.ep_index() * experts_->num_local(),
+                               experts_->num_local(), mesh_.experts(), compute);
   const at::Tensor flat = routing.experts_TK.reshape({-1});
   const at::Tensor order = std::get<1>(flat.sort(/*stable=*/true, 0, /*descending=*/false));
   const at::Tensor inverse = inverse_of(order);
@@ -121,7 +129,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   if (G == 1) {
     const at::Tensor host = counts.contiguous();
     const int64_t* c = host.data_ptr<int64_t>();
-    y = experts_->forward(x, p, std::vector<int64_t>(c, c + model_.num_experts));
+    y = compute(x, p, std::vector<int64_t>(c, c + model_.num_experts));
   } else {
     Communicator& comm = mesh_.experts();
     at::Tensor all = at::empty({G, model_.num_experts + 1}, counts.options());
@@ -165,7 +173,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
                         plan.send_rows, plan.recv_rows, comm),
           plan.to_expert_order, plan.from_expert_order);
     };
-    y = experts_->forward(send(x), send(p), plan.local_counts);
+    y = compute(send(x), send(p), plan.local_counts);
     y = exchange_rows(permute_rows(y, plan.from_expert_order, plan.to_expert_order), plan.recv_rows,
                       plan.send_rows, comm);
     y = permute_rows(y, copy_inverse, copy_order).view({etp, N, D});
@@ -174,16 +182,16 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   return CombineSlots::apply(y, order, inverse, K);
 }
 
-at::Tensor MoeLayer::forward(const at::Tensor& x_BSD) {
+at::Tensor MoeLayer::forward(const at::Tensor& x_BSD, LayerPass& pass) {
   const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2);
   const at::Tensor x_all = x_BSD.reshape({B * S, D});
   const at::Tensor x_TD = split_tokens(x_all, mesh_.tp());
   const int64_t part = (B * S + mesh_.tp().size() - 1) / mesh_.tp().size();
   const at::Tensor row = at::arange(x_TD.size(0), at::TensorOptions(at::kLong))
                              .add_(part * mesh_.tp().rank()).floor_divide_(S);
-  const Routing routing = router_->forward(x_TD, row, B);
-  if (routing.loss.defined()) context_.losses.push_back(routing.loss);
-  if (context_.keep_routing) context_.routing.push_back(routing);
+  const Routing routing = router_->forward(x_TD, row, B, !pass.again);
+  pass.loss = routing.loss;
+  if (context_.keep_routing && !pass.again) context_.routing.push_back(routing);
   at::Tensor y = gather_tokens(routed(x_TD, routing), B * S, mesh_.tp()).view({B, S, D});
   if (shared_) {
     at::Tensor shared = shared_->forward(x_BSD);

@@ -13,7 +13,8 @@ namespace maniple {
 // What the layers of one model share during a forward.
 struct MoeContext {
   RouterSettings settings;
-  std::vector<at::Tensor> losses;  // of this forward, one per layer; the objective adds them
+  bool all_gather = false;  // the reference dispatcher instead of all_to_all
+  int64_t max_tokens = 0;   // memory guard of run_experts
   bool poisoned = false;           // an exchange was found inconsistent: void the unit
   bool keep_routing = false;       // fill `routing` for inspection
   std::vector<Routing> routing;
@@ -25,7 +26,7 @@ class MoeLayer : public FeedForward {
   MoeLayer(const ModelConfig& model, int64_t layer, const std::string& prefix,
            ParameterStore& store, MoeContext& context);
   // Collective over tp and over the ep x etp group.
-  at::Tensor forward(const at::Tensor& x_BSD) override;
+  at::Tensor forward(const at::Tensor& x_BSD, LayerPass& pass) override;
   Router& router() { return *router_; }
 
  private:

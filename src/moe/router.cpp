@@ -48,7 +48,8 @@ at::Tensor Router::balance_f(const at::Tensor& scores_TE, const at::Tensor& expe
   return per_row ? f.index_select(0, row_of_T) : f;
 }
 
-Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows) {
+Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows,
+                        bool count) {
   Routing out;
   const auto wide = weight_->grad.scalar_type();
   const at::Tensor logits = linear(x_TD.to(wide), *weight_);
@@ -76,6 +77,7 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
   const at::Tensor z = at::logsumexp(logits, -1).square().sum();
   out.loss = (aux * settings_.aux_coef + z * settings_.z_coef) * settings_.layer_weight;
 
+  if (!count) return out;
   at::NoGradGuard no_grad;
   sums.aux += aux.to(at::kDouble).item<double>();
   sums.z += z.to(at::kDouble).item<double>();

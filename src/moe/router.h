@@ -40,13 +40,14 @@ class Router {
 
   // x_TD: this rank's tokens; row_of_T (int64) tells the row (sequence) of each and num_rows their
   // number, for the scope `sequence`. Collective over the slice in scope `round`, over tp in scope
-  // `sequence`.
-  Routing forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows);
+  // `sequence`. count: add to `sums` (not in recomputation, which sees the same tokens again).
+  Routing forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows,
+                  bool count = true);
 
   // State outside the gradient: the selection bias b [E] (fp32) and f [E] of the last committed
   // step, both kept by the trainer's checkpoint.
   at::Tensor bias, previous_f;
-  RouterSums sums;       // added to by every forward while `training`
+  RouterSums sums;       // added to by counting forwards while `training`
   bool training = true;  // losses and sums on
   int64_t layer() const { return layer_; }
 

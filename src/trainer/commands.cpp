@@ -39,9 +39,6 @@ void check_supported(const Config& c) {
     throw ConfigError(what + " is not supported by this build; " + fix);
   };
   if (c.run.device != "cpu") refuse("run.device=" + c.run.device, "set run.device=cpu");
-  if (c.train.recompute) refuse("train.recompute=true", "set it to false");
-  if (c.moe.dispatcher != "all_to_all") refuse("moe.dispatcher=" + c.moe.dispatcher, "set all_to_all");
-  if (c.moe.max_tokens) refuse("moe.max_tokens", "set it to 0");
 }
 
 struct Options {

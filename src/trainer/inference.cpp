@@ -30,12 +30,22 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
   else
     load_hub_weights(*trained_, path);
   trained_->optimizer->publish();
+  context_ = checkpoint ? config_.batch.seq_len : model().max_position_embeddings;
 }
 
 at::Tensor InferenceModel::logits(const at::Tensor& ids) {
   at::NoGradGuard no_grad;
   const at::Tensor position = at::arange(ids.size(1), ids.options()).expand_as(ids).contiguous();
   const at::Tensor h = trained_->decoder->forward(ids, position, at::zeros_like(ids));
+  return head_logits(h);
+}
+
+at::Tensor InferenceModel::logits(const at::Tensor& ids, DecoderCache& cache) {
+  return head_logits(trained_->decoder->forward(ids, cache));
+}
+
+at::Tensor InferenceModel::head_logits(const at::Tensor& h) {
+  at::NoGradGuard no_grad;
   const Parameter& head = trained_->decoder->head();
   return at::matmul(h, head.value.narrow(0, 0, model().vocab_size).t())
       .to(accumulate_type(trained_->store.precision()));
@@ -46,12 +56,22 @@ void InferenceModel::sample(const std::string& prompt, int64_t num_tokens, doubl
   std::vector<int64_t> ids;
   for (char c : prompt) ids.push_back(static_cast<unsigned char>(c));
   if (ids.empty()) ids.push_back(256);
-  const auto window = static_cast<size_t>(config_.batch.seq_len);
+  for (int64_t id : ids)
+    if (id >= model().vocab_size)
+      throw DataError(fmt::format("cannot continue this prompt: byte {} is no id of a model of {}; "
+                                  "sample works on models of byte tokens",
+                                  id, model().vocab_size));
+  DecoderCache cache;
+  int64_t unread = std::min(static_cast<int64_t>(ids.size()), context_);  // last ones of ids
   for (int64_t i = 0; i < num_tokens; ++i) {
-    const size_t n = std::min(ids.size(), window);
-    const at::Tensor in = at::tensor(std::vector<int64_t>(ids.end() - static_cast<int64_t>(n), ids.end()),
+    if (cache.num_tokens + unread > context_) {
+      cache = {};
+      unread = (context_ + 1) / 2;
+    }
+    const at::Tensor in = at::tensor(std::vector<int64_t>(ids.end() - unread, ids.end()),
                                      at::TensorOptions(at::kLong)).unsqueeze(0);
-    at::Tensor z = logits(in)[0][static_cast<int64_t>(n) - 1].to(at::kDouble);
+    const at::Tensor z = logits(in, cache)[0][unread - 1].to(at::kDouble);
+    unread = 1;
     int64_t next;
     if (temperature <= 0) {
       next = z.argmax().item<int64_t>();

@@ -12,7 +12,12 @@ class InferenceModel {
 
   // ids [B, S] int64 -> logits [B, S, V] (accumulation type). No gradient.
   at::Tensor logits(const at::Tensor& ids);
-  // Continues `prompt` (bytes) by num_tokens draws. temperature 0: the most likely token.
+  // The same for ids [B, n] that follow those in `cache`, which takes them up.
+  at::Tensor logits(const at::Tensor& ids, DecoderCache& cache);
+  // Tokens that the model looks back on: what it was trained on, else what its config allows.
+  int64_t context() const { return context_; }
+  // Continues `prompt` (bytes) by num_tokens draws, one row of work per token (KV cache). When the
+  // context is full its older half is dropped and the newer half read again from position 0. temperature 0: the most likely token.
   // emit is called with each new token; a draw is keyed by (seed, position).
   void sample(const std::string& prompt, int64_t num_tokens, double temperature, double top_p,
               uint64_t seed, const std::function<void(int64_t)>& emit);
@@ -24,8 +29,9 @@ class InferenceModel {
   int64_t step() const { return step_; }
 
  private:
+  at::Tensor head_logits(const at::Tensor& h);  // output of the final norm -> logits
   Config config_;
-  int64_t step_ = 0;
+  int64_t step_ = 0, context_ = 0;
   std::unique_ptr<ProcessMesh> mesh_;
   std::unique_ptr<TrainedModel> trained_;
 };

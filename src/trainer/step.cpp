@@ -86,12 +86,15 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
                                       ? 1.0 / static_cast<double>(moe_count)
                                       : 1.0,
                   .routing = config.moe.routing};
+  moe.all_gather = config.moe.dispatcher == "all_gather";
+  moe.max_tokens = config.moe.max_tokens;
   decoder = std::make_unique<Decoder>(
       model, store, [&](int64_t layer, const std::string& prefix, ParameterStore& s) {
         auto made = std::make_unique<MoeLayer>(model, layer, prefix, s, moe);
         moe_layers.push_back(made.get());
         return made;
-      });
+      },
+      config.train.recompute);
   store.allocate(config.optim.block_elements);
   optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
                                              num_units(config.batch, mesh.shape()),
@@ -150,14 +153,12 @@ void TrainStep::backward_unit(int64_t step, int64_t unit, StepOutcome& outcome) 
     outcome.seconds_data += batch.seconds_waited;
     Stopwatch watch;
     const MicroBatch b = to_tensors(batch.rows);
-    model_.moe.losses.clear();
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
     at::Tensor loss =
         cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
                       b.target.view({-1}), scale_, mesh_.tp(), ce_);
-    for (const at::Tensor& l : model_.moe.losses) loss = loss + l * scale_;
+    for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
     loss.backward();
-    model_.moe.losses.clear();
     outcome.seconds_compute += watch.lap();
   }
 }

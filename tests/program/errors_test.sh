@@ -67,7 +67,7 @@ wrong 78 "parallel.slices" parallel.slices=2
 wrong 78 "ep=3" parallel.ep=3
 wrong 78 "batch.units" parallel.slices=13
 wrong 78 "run.device=cuda" run.device=cuda
-wrong 78 "moe.dispatcher" moe.dispatcher=all_gather
+wrong 78 "moe.dispatcher" moe.dispatcher=broadcast
 wrong 78 "gpt5" model.preset=gpt5
 wrong 78 "vocab_size" model.vocab_size=256
 wrong 78 "num_experts_per_tok" model.num_experts_per_tok=9
