@@ -13,16 +13,7 @@ class Scratch {
   // n elements, 64-byte aligned, uninitialised, valid for the life of this object.
   template <typename T>
   T* take(int64_t n) {
-    thread_local std::deque<Buffer> buffers;
-    if (used_ == buffers.size()) buffers.emplace_back();
-    Buffer& b = buffers[used_++];
-    const int64_t bytes = n * static_cast<int64_t>(sizeof(T)) + kAlign;
-    if (b.bytes < bytes) {
-      b.memory.reset(new char[bytes]);
-      b.bytes = bytes;
-    }
-    const auto address = reinterpret_cast<intptr_t>(b.memory.get());
-    return reinterpret_cast<T*>((address + kAlign - 1) / kAlign * kAlign);
+    return reinterpret_cast<T*>(take_bytes(n * static_cast<int64_t>(sizeof(T))));
   }
 
  private:
@@ -31,6 +22,18 @@ class Scratch {
     std::unique_ptr<char[]> memory;
     int64_t bytes = 0;
   };
+  char* take_bytes(int64_t n) {
+    thread_local std::deque<Buffer> buffers;
+    if (used_ == buffers.size()) buffers.emplace_back();
+    Buffer& b = buffers[used_++];
+    if (b.bytes < n + kAlign) {
+      b.memory.reset(new char[n + kAlign]);
+      b.bytes = n + kAlign;
+    }
+    const auto address = reinterpret_cast<intptr_t>(b.memory.get());
+    return reinterpret_cast<char*>((address + kAlign - 1) / kAlign * kAlign);
+  }
+
   size_t used_ = 0;
 };
 

@@ -1,6 +1,8 @@
 #include "model/attention.h"
 
 #include "core/errors.h"
+#include "kernels/attention.h"
+#include "kernels/rope.h"
 
 namespace maniple {
 namespace {
@@ -13,15 +15,40 @@ std::pair<at::Tensor, at::Tensor> rope_tables(const RopeConfig& rope, int64_t he
       at::pow(at::scalar_tensor(rope.theta, at::kDouble), i / -static_cast<double>(head_dim)) /
       rope.linear_factor;
   const at::Tensor angle =
-      (position.to(at::kDouble).unsqueeze(-1) * frequency.to(position.device())).unsqueeze(1);
+      position.to(at::kDouble).unsqueeze(-1) * frequency.to(position.device());
   return {angle.cos().to(type), angle.sin().to(type)};
 }
 
-// Pairs are (i, i + d/2).
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = x.chunk(2, -1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1);
-}
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+struct Rotate : torch::autograd::Function<Rotate> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
+    ctx->save_for_backward({cos, sin});
+    return rotate(x, cos, sin, false);
+  }
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    return {rotate(grads[0], saved[0], saved[1], true), {}, {}};
+  }
+};
+
+struct Attend : torch::autograd::Function<Attend> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v, const at::Tensor& first, double scale) {
+    const AttentionResult out = attention_forward(q, k, v, first, scale);
+    ctx->save_for_backward({q, k, v, out.y, out.lse, first});
+    ctx->saved_data["scale"] = scale;
+    return out.y;
+  }
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const AttentionGradients d = attention_backward(grads[0].contiguous(), s[0], s[1], s[2], {s[3], s[4]},
+                                                    s[5], ctx->saved_data["scale"].toDouble());
+    return {d.q, d.k, d.v, {}, {}};
+  }
+};
 
 }  // namespace
 
@@ -31,17 +58,18 @@ AttentionInputs make_attention_inputs(const ModelConfig& model, const at::Tensor
   std::tie(in.cos_full, in.sin_full) = rope_tables(model.rope_full, model.head_dim, position, type);
   std::tie(in.cos_sliding, in.sin_sliding) =
       rope_tables(model.rope_sliding, model.head_dim, position, type);
-  const int64_t S = position.size(1);
-  const at::Tensor index = at::arange(S, position.options());
-  const at::Tensor distance = index.unsqueeze(1) - index.unsqueeze(0);  // query - key
-  const at::Tensor same = document.unsqueeze(2).eq(document.unsqueeze(1)).unsqueeze(1);
-  const bool packed = document.ne(document.narrow(1, 0, 1)).any().item<bool>();
-  if (packed) in.mask_full = same.logical_and(distance >= 0);
-  if (model.sliding_window > 0 && model.sliding_window < S)
-    in.mask_sliding =
-        same.logical_and(distance >= 0).logical_and(distance < model.sliding_window);
-  else
-    in.mask_sliding = in.mask_full;
+  const int64_t B = document.size(0), S = document.size(1), window = model.sliding_window;
+  const at::Tensor host = document.cpu();
+  in.first_full = at::empty({B, S}, at::TensorOptions(at::kInt));
+  in.first_sliding = at::empty({B, S}, at::TensorOptions(at::kInt));
+  const auto id = host.accessor<int64_t, 2>();
+  auto full = in.first_full.accessor<int32_t, 2>(), sliding = in.first_sliding.accessor<int32_t, 2>();
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t i = 0, start = 0; i < S; ++i) {
+      if (i && id[b][i] != id[b][i - 1]) start = i;
+      full[b][i] = static_cast<int32_t>(start);
+      sliding[b][i] = static_cast<int32_t>(window > 0 ? std::max(start, i - window + 1) : start);
+    }
   return in;
 }
 
@@ -78,32 +106,23 @@ Attention::Attention(const ModelConfig& model, const std::string& prefix, bool s
   }
 }
 
-at::Tensor Attention::forward(const at::Tensor& x_in, const AttentionInputs& in) {
-  const int64_t B = x_in.size(0), S = x_in.size(1), d = model_.head_dim;
-  const at::Tensor x = enter_tensor_parallel(x_in, tp_);
-  auto heads = [&](Parameter& weight, Parameter* bias, Parameter* norm) {
-    at::Tensor y = linear(x, weight, bias).view({B, S, -1, d});
-    if (norm) y = rms_norm(y, *norm, model_.rms_norm_eps, model_.norm_plus_one);
-    return y.transpose(1, 2);  // [B, H, S, d]
-  };
+at::Tensor Attention::heads(const at::Tensor& x, Parameter& weight, Parameter* bias, Parameter* norm) const {
+  const at::Tensor y = linear(x, weight, bias).view({x.size(0), x.size(1), -1, model_.head_dim});
+  return norm ? rms_norm(y, *norm, model_.rms_norm_eps, model_.norm_plus_one) : y;
+}
+
+Attention::Heads Attention::project(const at::Tensor& x, const AttentionInputs& in) const {
   const at::Tensor& cos = sliding_ ? in.cos_sliding : in.cos_full;
   const at::Tensor& sin = sliding_ ? in.sin_sliding : in.sin_full;
-  const at::Tensor q = rotate(heads(*q_, q_bias_, q_norm_), cos, sin);
-  at::Tensor k = rotate(heads(*k_, k_bias_, k_norm_), cos, sin);
-  at::Tensor v = heads(*v_, v_bias_, nullptr);
-  const int64_t repeat = q.size(1) / k.size(1);
-  if (repeat > 1) {
-    auto expand = [&](const at::Tensor& t) {
-      return t.unsqueeze(2).expand({B, t.size(1), repeat, S, d}).reshape({B, q.size(1), S, d});
-    };
-    k = expand(k);
-    v = expand(v);
-  }
-  const at::Tensor& mask = sliding_ ? in.mask_sliding : in.mask_full;
-  const at::Tensor y = at::scaled_dot_product_attention(
-      q, k, v, mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
-      /*is_causal=*/!mask.defined(), model_.attention_scale);
-  return leave_tensor_parallel(linear(y.transpose(1, 2).reshape({B, S, -1}), *o_), tp_);
+  return {Rotate::apply(heads(x, *q_, q_bias_, q_norm_), cos, sin),
+          Rotate::apply(heads(x, *k_, k_bias_, k_norm_), cos, sin), heads(x, *v_, v_bias_, nullptr)};
+}
+
+at::Tensor Attention::forward(const at::Tensor& x_in, const AttentionInputs& in) {
+  const Heads h = project(enter_tensor_parallel(x_in, tp_), in);
+  const at::Tensor y = Attend::apply(h.q, h.k, h.v, sliding_ ? in.first_sliding : in.first_full,
+                                     model_.attention_scale);
+  return leave_tensor_parallel(linear(y.view({y.size(0), y.size(1), -1}), *o_), tp_);
 }
 
 }  // namespace maniple

@@ -10,8 +10,10 @@ namespace maniple {
 
 // What all layers of one forward share: rotation tables and masks of its rows.
 struct AttentionInputs {
-  at::Tensor cos_full, sin_full, cos_sliding, sin_sliding;  // [B, 1, S, d/2], run type
-  at::Tensor mask_full, mask_sliding;  // bool [B, 1, S, S], true: may attend; undefined: causal
+  at::Tensor cos_full, sin_full, cos_sliding, sin_sliding;  // [B, S, d/2], run type
+  // int32 [B, S], CPU: the first position that each may attend to. A document begins where the id
+  // of the one before it changes.
+  at::Tensor first_full, first_sliding;
 };
 
 // position, document: int64 [B, S].
@@ -29,6 +31,12 @@ class Attention {
   at::Tensor forward(const at::Tensor& x_BSD, const AttentionInputs& inputs, KvCache& cache);
 
  private:
+  struct Heads {
+    at::Tensor q, k, v;  // [B, S, H of each, d], rotated
+  };
+  Heads project(const at::Tensor& x_BSD, const AttentionInputs& inputs) const;
+  at::Tensor heads(const at::Tensor& x_BSD, Parameter& weight, Parameter* bias, Parameter* norm) const;
+
   const ModelConfig& model_;
   const bool sliding_;
   Communicator& tp_;

@@ -2,29 +2,14 @@
 #include "model/attention.h"
 
 namespace maniple {
-namespace {
-
-// Pairs are (i, i + d/2), as in training.
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = x.chunk(2, -1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1);
-}
-
-}  // namespace
 
 at::Tensor Attention::forward(const at::Tensor& x, const AttentionInputs& in, KvCache& cache) {
   const int64_t B = x.size(0), n = x.size(1), d = model_.head_dim;
-  auto heads = [&](Parameter& weight, Parameter* bias, Parameter* norm) {
-    at::Tensor y = linear(x, weight, bias).view({B, n, -1, d});
-    if (norm) y = rms_norm(y, *norm, model_.rms_norm_eps, model_.norm_plus_one);
-    return y.transpose(1, 2);  // [B, H, n, d]
-  };
-  const at::Tensor& cos = sliding_ ? in.cos_sliding : in.cos_full;
-  const at::Tensor& sin = sliding_ ? in.sin_sliding : in.sin_full;
-  const at::Tensor q = rotate(heads(*q_, q_bias_, q_norm_), cos, sin);
+  const Heads h = project(x, in);
+  const at::Tensor q = h.q.transpose(1, 2);  // [B, H, n, d]
   const int64_t window = sliding_ ? model_.sliding_window : 0;  // 0: none
-  const auto [k, v] = cache.append(rotate(heads(*k_, k_bias_, k_norm_), cos, sin),
-                                   heads(*v_, v_bias_, nullptr), window > 0 ? window - 1 : -1);
+  const auto [k, v] =
+      cache.append(h.k.transpose(1, 2), h.v.transpose(1, 2), window > 0 ? window - 1 : -1);
   const int64_t H = q.size(1), kv = k.size(1), S = k.size(2), repeat = H / kv;
   at::Tensor y;
   if (n == 1) {
