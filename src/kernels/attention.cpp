@@ -8,6 +8,9 @@
 #include "kernels/parallel_tasks.h"
 #include "kernels/scratch.h"
 
+#define MANIPLE_BODIES "kernels/attention_bodies.h"
+#include "kernels/for_each_isa.h"
+
 namespace maniple {
 namespace {
 
@@ -75,56 +78,6 @@ LeftOperand<T> left_operand(const T* x, int64_t ld, int64_t n, int64_t padded_n,
 
 // --- Forward ------------------------------------------------------------------------------------
 
-// Online softmax over one chunk of keys. scores [rows, columns] (ld apart) of queries query + r and keys
-// key + c; p gets exp(score - max), 0 where masked. top, total: running; y [rows, width] rescaled.
-template <typename T>
-struct SoftmaxBody {
-  MANIPLE_INLINE static int run(const float* scores, int64_t ld, T* p, int64_t rows, int64_t columns,
-                                int64_t query, int64_t key, const int32_t* first, float scale, float* top,
-                                float* total, float* y, int64_t width) {
-    IntVec lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    for (int64_t r = 0; r < rows; ++r, scores += ld, p += ld, y += width) {
-      // Columns [begin, end) of this chunk are visible.
-      const auto begin = static_cast<int32_t>(first[r] - key), end = static_cast<int32_t>(query + r + 1 - key);
-      Vec tops = splat(-3e38f);
-      for (int64_t c = 0; c < columns; c += kLanes) {
-        const IntVec column = lane + static_cast<int32_t>(c);
-        const Vec x = load(scores + c) * scale;
-        tops = max_of(tops, (column >= begin) & (column < end) ? x : splat(-3e38f));
-      }
-      const float before = top[r], now = max_of(tops) > before ? max_of(tops) : before;
-      Vec sums = {};
-      for (int64_t c = 0; c < columns; c += kLanes) {
-        const IntVec column = lane + static_cast<int32_t>(c);
-        const Vec e = exp_of(load(scores + c) * scale - now);
-        const Vec visible = (column >= begin) & (column < end) ? e : Vec{};
-        store(p + c, visible);
-        sums += visible;
-      }
-      const float keep = before > -1e38f ? __builtin_expf(before - now) : 0.0f;
-      total[r] = total[r] * keep + sum_of(sums);
-      top[r] = now;
-      if (keep != 1.0f)
-        for (int64_t i = 0; i < width; ++i) y[i] *= keep;
-    }
-    return 0;
-  }
-};
-
-template <typename T>
-struct FinishBody {
-  MANIPLE_INLINE static int run(const float* y, int64_t width, const float* top, const float* total, T* out,
-                                int64_t ld, float* lse, int64_t rows, int64_t d) {
-    for (int64_t r = 0; r < rows; ++r, y += width, out += ld) {
-      const float inverse = 1.0f / total[r];
-      for (int64_t i = 0; i < d; i += kLanes) store_upto(out + i, load_upto(y + i, d - i) * inverse, d - i);
-      lse[r] = top[r] + __builtin_logf(total[r]);
-    }
-    return 0;
-  }
-};
-
 template <typename T>
 void forward_block(const Call<T>& c, int64_t b, int64_t h, int64_t query, const T* keys, const T* values,
                    T* y_out, float* lse) {
@@ -146,15 +99,15 @@ void forward_block(const Call<T>& c, int64_t b, int64_t h, int64_t query, const 
     for (int64_t i = 0; i < panels; ++i)
       brgemm(rows, c.padded_d(), q.ld, kKeys, false, q.data,
              keys + (key + i * kPanel) * c.padded_d(), scores + i * kPanel);
-    dispatch<SoftmaxBody<T>>(static_cast<const float*>(scores), kKeys, p, n, panels * kPanel, query, key,
-                             c.first(b) + query, c.scale, top, total, y, width);
+    with_isa([&](auto bodies) { bodies.template softmax<T>(static_cast<const float*>(scores), kKeys, p, n, panels * kPanel, query, key,
+                             c.first(b) + query, c.scale, top, total, y, width); });
     for (int64_t i = 0; i < c.panels_of(c.d); ++i)
       brgemm(rows, panels * kPanel, kKeys, width, true, p,
              values + (i * c.padded_keys() + key) * kPanel, y + i * kPanel);
   }
-  dispatch<FinishBody<T>>(static_cast<const float*>(y), width, static_cast<const float*>(top),
+  with_isa([&](auto bodies) { bodies.template finish<T>(static_cast<const float*>(y), width, static_cast<const float*>(top),
                           static_cast<const float*>(total), y_out + c.head(b, query, h, c.H), c.H * c.d,
-                          lse + (b * c.H + h) * c.S + query, n, c.d);
+                          lse + (b * c.H + h) * c.S + query, n, c.d); });
   release_microkernel<T>();
 }
 
@@ -179,54 +132,6 @@ void forward(const Call<T>& c, at::Tensor& y, at::Tensor& lse) {
 
 // --- Backward -----------------------------------------------------------------------------------
 // Scores are formed transposed (keys as rows), so that P^T and dS^T are left operands as they are.
-
-// p = exp(scale s - lse) where key + r is visible to query + c, else 0; ds = p (dp - delta) scale.
-template <typename T>
-struct GradientBody {
-  MANIPLE_INLINE static int run(const float* s, const float* dp, T* p, T* ds, int64_t rows, int64_t columns,
-                                int64_t num_queries, int64_t query, int64_t key, const int32_t* first,
-                                const float* lse, const float* delta, float scale) {
-    IntVec lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; c += kLanes) {
-        const int64_t at_element = r * columns + c;
-        IntVec from;
-        std::memcpy(&from, first + c, sizeof from);
-        const IntVec column = lane + static_cast<int32_t>(c);
-        const auto k = static_cast<int32_t>(key + r);
-        const Vec e = exp_of(load(s + at_element) * scale - load(lse + c));
-        const Vec x = (column + static_cast<int32_t>(query) >= k) & (from <= k) &
-                              (column < static_cast<int32_t>(num_queries))
-                          ? e
-                          : Vec{};
-        store(p + at_element, x);
-        store(ds + at_element, x * (load(dp + at_element) - load(delta + c)) * scale);
-      }
-    return 0;
-  }
-};
-
-template <typename T>
-struct DotBody {
-  MANIPLE_INLINE static int run(const T* a, const T* b, int64_t ld, float* out, int64_t rows, int64_t d) {
-    for (int64_t r = 0; r < rows; ++r, a += ld, b += ld) {
-      Vec sum = {};
-      for (int64_t i = 0; i < d; i += kLanes) sum += load_upto(a + i, d - i) * load_upto(b + i, d - i);
-      out[r] = sum_of(sum);
-    }
-    return 0;
-  }
-};
-
-template <typename T>
-struct StoreBody {
-  MANIPLE_INLINE static int run(const float* x, int64_t width, T* out, int64_t ld, int64_t rows, int64_t d) {
-    for (int64_t r = 0; r < rows; ++r, x += width, out += ld)
-      for (int64_t i = 0; i < d; i += kLanes) store_upto(out + i, load_upto(x + i, d - i), d - i);
-    return 0;
-  }
-};
 
 template <typename T>
 struct Backward {
@@ -253,8 +158,8 @@ struct Backward {
     for (int64_t h = g * repeat; h < (g + 1) * repeat; ++h)
       for (int64_t query = 0; query < c.S; query += kQueries)
         block.run(*this, b, h, query, k, v, key_rows, dk_sum, dv_sum);
-    dispatch<StoreBody<T>>(static_cast<const float*>(dk_sum), width, dk + origin, ld, c.S, c.d);
-    dispatch<StoreBody<T>>(static_cast<const float*>(dv_sum), width, dv + origin, ld, c.S, c.d);
+    with_isa([&](auto bodies) { bodies.template store_rows<T>(static_cast<const float*>(dk_sum), width, dk + origin, ld, c.S, c.d); });
+    with_isa([&](auto bodies) { bodies.template store_rows<T>(static_cast<const float*>(dv_sum), width, dv + origin, ld, c.S, c.d); });
     release_microkernel<T>();
   }
 
@@ -286,7 +191,7 @@ struct Backward {
       pack_rows(g, ld, n, c.d, N, dy_rows);
       float delta[kQueries] = {}, lse[kQueries] = {};
       int32_t first[kQueries] = {};
-      dispatch<DotBody<T>>(all.y + at_head, g, ld, static_cast<float*>(delta), n, c.d);
+      with_isa([&](auto bodies) { bodies.template row_dots<T>(all.y + at_head, g, ld, static_cast<float*>(delta), n, c.d); });
       std::copy_n(all.lse + (b * c.H + h) * c.S + query, n, lse);
       std::copy_n(c.first(b) + query, n, first);
       std::fill_n(dq_sum, round_up(n, 16) * width, 0.0f);
@@ -299,9 +204,9 @@ struct Backward {
           brgemm(keys, c.padded_d(), v.ld, N, false, v.data + key * v.ld,
                  dy_columns + i * c.padded_d(), dp + i);
         }
-        dispatch<GradientBody<T>>(static_cast<const float*>(scores), static_cast<const float*>(dp), p, ds,
+        with_isa([&](auto bodies) { bodies.template gradient<T>(static_cast<const float*>(scores), static_cast<const float*>(dp), p, ds,
                                   keys, N, n, query, key, static_cast<const int32_t*>(first),
-                                  static_cast<const float*>(lse), static_cast<const float*>(delta), c.scale);
+                                  static_cast<const float*>(lse), static_cast<const float*>(delta), c.scale); });
         pack_a(View<T>{ds, 1, N}, n, keys, round_up(n, 16), keys, ds_rows);
         for (int64_t i = 0; i < d_panels; ++i) {
           brgemm(keys, N, N, width, true, p, dy_rows + i * N * kPanel, dv_sum + key * width + i * kPanel);
@@ -310,7 +215,7 @@ struct Backward {
                  key_rows + (i * c.padded_keys() + key) * kPanel, dq_sum + i * kPanel);
         }
       }
-      dispatch<StoreBody<T>>(static_cast<const float*>(dq_sum), width, all.dq + at_head, ld, n, c.d);
+      with_isa([&](auto bodies) { bodies.template store_rows<T>(static_cast<const float*>(dq_sum), width, all.dq + at_head, ld, n, c.d); });
     }
   };
 };

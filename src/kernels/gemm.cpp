@@ -5,6 +5,9 @@
 #include "kernels/parallel_tasks.h"
 #include "kernels/scratch.h"
 
+#define MANIPLE_BODIES "kernels/gemm_bodies.h"
+#include "kernels/for_each_isa.h"
+
 namespace maniple {
 namespace {
 
@@ -46,19 +49,6 @@ Problem<T> make_problem(const Product& p) {
   return q;
 }
 
-// c (+)= scratch rows, or its rounding.
-template <typename T>
-struct StoreBody {
-  MANIPLE_INLINE static int run(const float* from, int64_t M, int64_t N, T* c, int64_t ldc, bool add) {
-    for (int64_t i = 0; i < M; ++i)
-      for (int64_t j = 0; j < N; ++j) {
-        const float x = from[i * kPanel + j];
-        c[i * ldc + j] = from_float<T>(add ? to_float(c[i * ldc + j]) + x : x);
-      }
-    return 0;
-  }
-};
-
 // Rows [row, row + kRows) and panels [first, last) of a problem.
 template <typename T>
 void compute_block(const Problem<T>& p, int64_t row, int64_t first, int64_t last) {
@@ -84,12 +74,12 @@ void compute_block(const Problem<T>& p, int64_t row, int64_t first, int64_t last
              k > 0 || (direct && p.accumulate), a + k, b + k * kPanel, out);
     if (direct) continue;
     if (p.c_is_float)
-      dispatch<StoreBody<float>>(static_cast<const float*>(tile), M, N,
-                                 static_cast<float*>(p.c) + row * p.ldc + column, p.ldc, p.accumulate);
+      with_isa([&](auto bodies) { bodies.template store_tile<float>(static_cast<const float*>(tile), M, N,
+                                 static_cast<float*>(p.c) + row * p.ldc + column, p.ldc, p.accumulate); });
     else
-      dispatch<StoreBody<bf16_t>>(static_cast<const float*>(tile), M, N,
+      with_isa([&](auto bodies) { bodies.template store_tile<bf16_t>(static_cast<const float*>(tile), M, N,
                                   static_cast<bf16_t*>(p.c) + row * p.ldc + column, p.ldc,
-                                  p.accumulate);
+                                  p.accumulate); });
   }
 }
 

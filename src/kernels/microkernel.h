@@ -6,7 +6,7 @@
 #include <ATen/native/CPUBlas.h>
 
 #include "kernels/gemm_pack.h"
-#include "kernels/simd.h"
+#include "kernels/bf16.h"
 
 namespace maniple {
 

@@ -1,57 +1,14 @@
 #include "kernels/norm.h"
 
 #include "kernels/parallel_tasks.h"
-#include "kernels/simd.h"
+
+#define MANIPLE_BODIES "kernels/norm_bodies.h"
+#include "kernels/for_each_isa.h"
 
 namespace maniple {
 namespace {
 
 constexpr int64_t kGroupRows = 64;  // whose weight gradient is summed by one task
-
-template <typename T>
-struct ForwardBody {
-  MANIPLE_INLINE static int run(const T* x, const float* w, T* y, float* rstd, int64_t rows, int64_t D,
-                                float eps, bool plus_one) {
-    for (int64_t r = 0; r < rows; ++r, x += D, y += D) {
-      Vec squares = {};
-      for (int64_t i = 0; i < D; i += kLanes) {
-        const Vec v = load_upto(x + i, D - i);
-        squares += v * v;
-      }
-      const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / static_cast<float>(D) + eps);
-      rstd[r] = scale;
-      for (int64_t i = 0; i < D; i += kLanes) {
-        const Vec u = load_upto(x + i, D - i) * scale, weight = load_upto(w + i, D - i);
-        store_upto(y + i, plus_one ? u * weight : rounded_to<T>(u) * weight, D - i);
-      }
-    }
-    return 0;
-  }
-};
-
-// dw: [D], of this group of rows alone.
-template <typename T>
-struct BackwardBody {
-  MANIPLE_INLINE static int run(const T* dy, const T* x, const float* rstd, const float* w, T* dx,
-                                float* dw, int64_t rows, int64_t D) {
-    for (int64_t r = 0; r < rows; ++r, x += D, dy += D, dx += D) {
-      const float scale = rstd[r];
-      Vec dots = {};
-      for (int64_t i = 0; i < D; i += kLanes) {
-        const Vec u = load_upto(x + i, D - i) * scale, g = load_upto(dy + i, D - i);
-        store_upto(dw + i, load_upto(dw + i, D - i) + g * u, D - i);
-        dots += g * load_upto(w + i, D - i) * u;
-      }
-      const float mean = sum_of(dots) / static_cast<float>(D);
-      for (int64_t i = 0; i < D; i += kLanes) {
-        const Vec u = load_upto(x + i, D - i) * scale;
-        const Vec du = load_upto(dy + i, D - i) * load_upto(w + i, D - i);
-        store_upto(dx + i, (du - u * mean) * scale, D - i);
-      }
-    }
-    return 0;
-  }
-};
 
 // The factor of u, as the forward rounds it.
 at::Tensor factor_of(const at::Tensor& w, at::ScalarType type, at::ScalarType wide, bool plus_one) {
@@ -68,9 +25,9 @@ void forward(const at::Tensor& x, const at::Tensor& w, RmsNormResult& out, doubl
   const auto* from = static_cast<const T*>(x.const_data_ptr());
   auto* y = static_cast<T*>(out.y.data_ptr());
   parallel_ranges(R, kGroupRows, [&](int64_t begin, int64_t end) {
-    dispatch<ForwardBody<T>>(from + begin * D, w.const_data_ptr<float>(), y + begin * D,
+    with_isa([&](auto bodies) { bodies.template forward_rows<T>(from + begin * D, w.const_data_ptr<float>(), y + begin * D,
                              out.rstd.data_ptr<float>() + begin, end - begin, D,
-                             static_cast<float>(eps), plus_one);
+                             static_cast<float>(eps), plus_one); });
   });
 }
 
@@ -81,10 +38,10 @@ void backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
   const auto *gradient = static_cast<const T*>(dy.const_data_ptr()),
              *from = static_cast<const T*>(x.const_data_ptr());
   parallel_ranges(R, kGroupRows, [&](int64_t begin, int64_t end) {
-    dispatch<BackwardBody<T>>(gradient + begin * D, from + begin * D,
+    with_isa([&](auto bodies) { bodies.template backward_rows<T>(gradient + begin * D, from + begin * D,
                               rstd.const_data_ptr<float>() + begin, w.const_data_ptr<float>(),
                               static_cast<T*>(dx.data_ptr()) + begin * D,
-                              partial.data_ptr<float>() + begin / kGroupRows * D, end - begin, D);
+                              partial.data_ptr<float>() + begin / kGroupRows * D, end - begin, D); });
   });
 }
 

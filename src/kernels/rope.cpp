@@ -1,27 +1,12 @@
 #include "kernels/rope.h"
 
 #include "kernels/parallel_tasks.h"
-#include "kernels/simd.h"
+
+#define MANIPLE_BODIES "kernels/rope_bodies.h"
+#include "kernels/for_each_isa.h"
 
 namespace maniple {
 namespace {
-
-template <typename T>
-struct RotateBody {
-  MANIPLE_INLINE static int run(const T* x, const T* cos, const T* sin, float sign, T* y,
-                                int64_t positions, int64_t heads, int64_t half) {
-    for (int64_t s = 0; s < positions; ++s, cos += half, sin += half)
-      for (int64_t h = 0; h < heads; ++h, x += 2 * half, y += 2 * half)
-        for (int64_t i = 0; i < half; i += kLanes) {
-          const int64_t n = half - i;
-          const Vec c = load_upto(cos + i, n), t = load_upto(sin + i, n) * sign;
-          const Vec a = load_upto(x + i, n), b = load_upto(x + half + i, n);
-          store_upto(y + i, a * c - b * t, n);
-          store_upto(y + half + i, b * c + a * t, n);
-        }
-    return 0;
-  }
-};
 
 template <typename T>
 void run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool inverse, at::Tensor& y) {
@@ -31,8 +16,8 @@ void run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool
   auto* to = static_cast<T*>(y.data_ptr());
   parallel_ranges(positions, 64, [&](int64_t begin, int64_t end) {
     const int64_t row = H * 2 * half;
-    dispatch<RotateBody<T>>(from + begin * row, c + begin * half, s + begin * half,
-                            inverse ? -1.0f : 1.0f, to + begin * row, end - begin, H, half);
+    with_isa([&](auto bodies) { bodies.template rotate_heads<T>(from + begin * row, c + begin * half, s + begin * half,
+                            inverse ? -1.0f : 1.0f, to + begin * row, end - begin, H, half); });
   });
 }
 

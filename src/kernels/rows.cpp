@@ -1,25 +1,14 @@
 #include "kernels/rows.h"
 
 #include "kernels/parallel_tasks.h"
-#include "kernels/simd.h"
+
+#define MANIPLE_BODIES "kernels/rows_bodies.h"
+#include "kernels/for_each_isa.h"
 
 namespace maniple {
 namespace {
 
 constexpr int64_t kGroupRows = 64;
-
-template <typename T>
-struct SumBody {
-  MANIPLE_INLINE static int run(const T* x, const int64_t* index, T* y, int64_t rows, int64_t K, int64_t D) {
-    for (int64_t r = 0; r < rows; ++r, index += K, y += D)
-      for (int64_t i = 0; i < D; i += kLanes) {
-        Vec sum = load_upto(x + index[0] * D + i, D - i);
-        for (int64_t k = 1; k < K; ++k) sum += load_upto(x + index[k] * D + i, D - i);
-        store_upto(y + i, sum, D - i);
-      }
-    return 0;
-  }
-};
 
 template <typename T>
 void sum_rows(const at::Tensor& x, const at::Tensor& index, int64_t K, at::Tensor& y) {
@@ -28,7 +17,7 @@ void sum_rows(const at::Tensor& x, const at::Tensor& index, int64_t K, at::Tenso
   const auto* at_row = index.const_data_ptr<int64_t>();
   auto* to = static_cast<T*>(y.data_ptr());
   parallel_ranges(y.size(0), kGroupRows, [&](int64_t begin, int64_t end) {
-    dispatch<SumBody<T>>(from, at_row + begin * K, to + begin * D, end - begin, K, D);
+    with_isa([&](auto bodies) { bodies.template sum_of_rows<T>(from, at_row + begin * K, to + begin * D, end - begin, K, D); });
   });
 }
 
