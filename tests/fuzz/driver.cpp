@@ -88,7 +88,7 @@ bool try_one(const std::string& input) {
 }
 
 int run(int argc, char** argv) {
-  for (int signal : {SIGSEGV, SIGABRT, SIGFPE, SIGBUS}) ::signal(signal, on_crash);
+  for (int signal : {SIGSEGV, SIGABRT, SIGFPE, SIGBUS, SIGALRM}) ::signal(signal, on_crash);
   if (argc > 1 && std::filesystem::exists(argv[1])) {
     bool good = true;
     for (int i = 1; i < argc; ++i) good &= try_one(read_file(argv[i]));
@@ -96,15 +96,19 @@ int run(int argc, char** argv) {
   }
   const uint64_t iterations = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 4000;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  const bool one = argc > 3;
+  const uint64_t first = one ? std::strtoull(argv[3], nullptr, 10) : 0;
   const auto seeds = fuzz_seeds(), words = fuzz_dictionary();
   for (const std::string& s : seeds) fuzz_one(s);  // valid: nothing may be thrown
-  for (g_iteration = 0; g_iteration < iterations; ++g_iteration) {
+  for (g_iteration = first; g_iteration < first + iterations; ++g_iteration) {
     Draws draws(key_of(seed, g_iteration));
     std::string input = seeds[draws.below(seeds.size())];
     const std::string& other = seeds[draws.below(seeds.size())];
     for (uint64_t n = 1 + draws.below(4); n > 0; --n) mutate(input, words, other, draws);
-    if (try_one(input)) continue;
     const std::string name = "finding-" + std::to_string(g_iteration);
+    if (one) write_file_atomic(name, input);
+    alarm(20);
+    if (try_one(input)) continue;
     write_file_atomic(name, input);
     std::fprintf(stderr, "the input is in %s\n", name.c_str());
     return 1;
