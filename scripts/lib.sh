@@ -48,14 +48,16 @@ install_torch() {
   mv "$torch_prefix.partial" "$torch_prefix"
 }
 
-# Configures and builds preset $1 (default release) into build/ or build-<preset>/.
+# Configures preset $1 (default release) and builds the targets that follow (default all) into build/
+# or build-<preset>/.
 build() {
   local preset=${1:-release}
+  shift || true
   export CCACHE_DIR=${CCACHE_DIR:-$cache/ccache} CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1 \
     CCACHE_SLOPPINESS=pch_defines,time_macros
   say "building preset $preset"
   (cd "$root" && cmake --preset "$preset" -DMANIPLE_TORCH_PREFIX="$torch_prefix" >/dev/null &&
-    cmake --build --preset "$preset")
+    cmake --build --preset "$preset" ${*:+--target "$@"})
 }
 
 # Open MPI's settings for jobs of several processes on one small machine.
@@ -63,4 +65,26 @@ mpi_environment() {
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
+}
+
+# Builds the unit tests and fuzz programs under a sanitizer preset and runs them. thread: those that
+# know nothing of torch, since LibTorch itself is not instrumented and its locks are invisible.
+# MANIPLE_SANITIZER_TARGETS names other programs.
+sanitizer_tier() {
+  local preset=$1
+  local targets=(test_core test_metrics test_data test_checkpoint)
+  [ "$preset" = tsan ] || targets+=(test_kernels test_interop test_model test_trainer
+    fuzz_manifest fuzz_config fuzz_event_file fuzz_megatron fuzz_safetensors)
+  [ -z "${MANIPLE_SANITIZER_TARGETS:-}" ] || read -ra targets <<<"$MANIPLE_SANITIZER_TARGETS"
+  build "$preset" "${targets[@]}"
+  local options="suppressions=$root/tests/$preset.supp"
+  export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:abort_on_error=1
+  export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+  export LSAN_OPTIONS=$options:print_suppressions=0 TSAN_OPTIONS=$options:halt_on_error=1
+  local target
+  for target in "${targets[@]}"; do
+    say "$preset: $target"
+    (cd "$root/build-$preset" && "bin/$target")
+  done
+  unset ASAN_OPTIONS UBSAN_OPTIONS LSAN_OPTIONS TSAN_OPTIONS
 }

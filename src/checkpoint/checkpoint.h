@@ -55,6 +55,9 @@ std::unique_ptr<CheckpointInfo> find_latest(const std::string& root,
 CheckpointInfo open_checkpoint(const std::string& path);
 // Complete verification (sizes and hashes of all files, table consistency); throws CheckpointError.
 CheckpointInfo verify_checkpoint(const std::string& folder);
+// A checkpoint that another process has just verified: manifest and sizes are checked, nothing is
+// hashed. Throws CheckpointError.
+CheckpointInfo reopen_checkpoint(const std::string& folder);
 
 struct TensorEntry {
   std::string name;

@@ -103,17 +103,41 @@ std::vector<StepFolder> list_step_folders(const std::string& root) {
   return folders;
 }
 
-CheckpointInfo verify_checkpoint(const std::string& folder) {
+namespace {
+
+// The manifest of a folder whose files all have their sizes.
+Manifest read_with_sizes(const std::string& folder) {
+  Manifest manifest = read_manifest(folder);
+  for (const PartEntry& file : manifest.files) {
+    const int64_t bytes = disk::file_bytes(folder + "/" + file.name);
+    if (bytes != file.bytes)
+      throw CheckpointError(bytes < 0 ? fmt::format("{} refused: {} is missing", folder, file.name)
+                                      : fmt::format("{} refused: {} has {} bytes, written were {}",
+                                                    folder, file.name, bytes, file.bytes));
+  }
+  return manifest;
+}
+
+// An IoError is about an input here.
+template <typename Body>
+CheckpointInfo refuse_on_io_error(const std::string& folder, const Body& body) {
   try {
-    const Manifest manifest = read_manifest(folder);
-    for (const PartEntry& file : manifest.files) {
-      const int64_t bytes = disk::file_bytes(folder + "/" + file.name);
-      if (bytes != file.bytes)
-        throw CheckpointError(bytes < 0
-                                  ? fmt::format("{} refused: {} is missing", folder, file.name)
-                                  : fmt::format("{} refused: {} has {} bytes, written were {}",
-                                                folder, file.name, bytes, file.bytes));
-    }
+    const Manifest manifest = body();
+    return {manifest.step, folder, manifest.meta};
+  } catch (const IoError& error) {
+    throw CheckpointError(fmt::format("{} refused: {}", folder, error.what()));
+  }
+}
+
+}  // namespace
+
+CheckpointInfo reopen_checkpoint(const std::string& folder) {
+  return refuse_on_io_error(folder, [&] { return read_with_sizes(folder); });
+}
+
+CheckpointInfo verify_checkpoint(const std::string& folder) {
+  return refuse_on_io_error(folder, [&] {
+    Manifest manifest = read_with_sizes(folder);
     const auto pieces = pieces_by_tensor(manifest);
     for (size_t t = 0; t < manifest.tensors.size(); ++t)
       stored_tensor(manifest, t, pieces[t], folder);
@@ -123,10 +147,8 @@ CheckpointInfo verify_checkpoint(const std::string& folder) {
         throw CheckpointError(fmt::format("{} refused: {} has XXH3 {}, written was {}", folder,
                                           file.name, xxh3, file.xxh3));
     }
-    return {manifest.step, folder, manifest.meta};
-  } catch (const IoError& error) {  // here an input
-    throw CheckpointError(fmt::format("{} refused: {}", folder, error.what()));
-  }
+    return manifest;
+  });
 }
 
 std::unique_ptr<CheckpointInfo> find_latest(const std::string& root,

@@ -92,6 +92,11 @@ struct CheckpointConfig {
 struct MetricsConfig {
   int64_t every = 1;
   int64_t fingerprint_every = 0;
+  int64_t load_every = 10;       // table of expert counts; 0: none
+  int64_t starved_after = 50;    // steps without a token, steps of imbalance: then warn
+  double warn_max_vio = 0;       // 0: no warning
+  double peak_gflops = 0;        // of one rank; 0: unknown, no share of it is reported
+  bool tensorboard = true;
 };
 
 struct ObjectiveConfig {

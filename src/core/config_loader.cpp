@@ -1,3 +1,5 @@
+#include <yaml-cpp/anchor.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -5,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "core/config_schema.h"
 #include "core/config_table.h"
@@ -544,18 +547,45 @@ class CrossCheck {
   std::string name_;
 };
 
+// Where documents start, and nothing else.
+class DocumentStarts : public YAML::EventHandler {
+ public:
+  std::vector<YAML::Mark> marks;
+  void OnDocumentStart(const YAML::Mark& mark) override { marks.push_back(mark); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
+
 YAML::Node parse_yaml(const std::string& text, const std::string& source, bool is_override) {
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) {
-      throw ConfigError(fmt::format(
-          "{}{}: config: found {} YAML documents; a config is one; remove the '---' lines", source,
-          is_override || documents[1].Mark().line < 0
-              ? ""
-              : fmt::format(":{}:{}", documents[1].Mark().line + 1, documents[1].Mark().column + 1),
-          documents.size()));
+    // Not YAML::LoadAll: from a stray comma at the top level yaml-cpp 0.7 makes documents for ever.
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    DocumentStarts starts;
+    while (starts.marks.size() < 2 && parser.HandleNextDocument(starts)) {
     }
-    return documents.empty() ? YAML::Node() : documents[0];
+    const std::vector<YAML::Mark>& documents = starts.marks;
+    if (documents.size() > 1) {
+      const auto at = static_cast<size_t>(std::max(0, documents[1].pos));
+      if (at < text.size() && text[at] == ',')
+        throw YAML::ParserException(documents[1], "a comma outside of brackets");
+      throw ConfigError(fmt::format(
+          "{}{}: config: found several YAML documents; a config is one; remove the '---' lines",
+          source,
+          is_override || documents[1].line < 0
+              ? ""
+              : fmt::format(":{}:{}", documents[1].line + 1, documents[1].column + 1)));
+    }
+    return documents.empty() ? YAML::Node() : YAML::Load(text);
   } catch (const YAML::Exception& e) {
     const std::string place =
         is_override || e.mark.line < 0

@@ -167,6 +167,20 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"metrics.fingerprint_every", at_least(0),
             "steps between fingerprints of the state; 0: never"},
         c.metrics.fingerprint_every);
+  visit(Key{"metrics.load_every", at_least(0),
+            "steps between tables of expert counts in expert_load.jsonl; 0: never"},
+        c.metrics.load_every);
+  visit(Key{"metrics.starved_after", at_least(1),
+            "steps after which an expert without tokens, or lasting imbalance, is warned of"},
+        c.metrics.starved_after);
+  visit(Key{"metrics.warn_max_vio", at_least(0),
+            "MaxVio above which the imbalance is warned of; 0: never"},
+        c.metrics.warn_max_vio);
+  visit(Key{"metrics.peak_gflops", at_least(0),
+            "10^9 operations a second that one rank can do, for share_of_peak; 0: unknown"},
+        c.metrics.peak_gflops);
+  visit(Key{"metrics.tensorboard", any_value(), "write scalars for TensorBoard into tb/"},
+        c.metrics.tensorboard);
 
   visit(Key{"objective.kind", one_of({"causal_lm"}, {"distill"}), "what is minimised"},
         c.objective.kind);

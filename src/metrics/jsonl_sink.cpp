@@ -106,6 +106,10 @@ void JsonlSink::write(const StepReport& report) {
     MANIPLE_INVARIANT(!record.contains(name), "the metric {} is reported twice", name);
     record[name] = value;
   }
+  for (const auto& [name, values] : report.lists) {
+    MANIPLE_INVARIANT(!record.contains(name), "the metric {} is reported twice", name);
+    record[name] = values;
+  }
   file_.write(record);
 }
 

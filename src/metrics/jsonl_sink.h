@@ -33,7 +33,7 @@ class JsonlFile {
 };
 
 // metrics.jsonl. Keys of a step, always these and in this order: step, loss, grad_norm, lr, tokens,
-// tokens_per_s, aux_loss, z_loss; then state_fingerprint where there is one, then the extra ones.
+// tokens_per_s, aux_loss, z_loss; then state_fingerprint where there is one, then the extra ones, then the lists.
 class JsonlSink {
  public:
   explicit JsonlSink(const std::string& path) : file_(path) {}

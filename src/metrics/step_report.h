@@ -20,6 +20,7 @@ struct StepReport {
   std::optional<std::string> fingerprint;  // Fingerprint::hex(), on the steps that have one
   // Load metrics, times: names not used above, in the order in which they are written.
   std::vector<std::pair<std::string, double>> extra;
+  std::vector<std::pair<std::string, std::vector<double>>> lists;  // one number per MoE layer
 };
 
 }  // namespace maniple

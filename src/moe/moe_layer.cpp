@@ -109,11 +109,18 @@ MoeLayer::MoeLayer(const ModelConfig& model, int64_t layer, const std::string& p
                               GradGroup::kReplicated, {}, {Init::kNormal, model.initializer_range});
 }
 
+void MoeLayer::enter(MoePhase phase) {
+  if (context_.on_phase) context_.on_phase(phase);
+}
+
 at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const int64_t K = model_.experts_per_token, T = x_TD.size(0), D = x_TD.size(1);
   const int64_t N = T * K, ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
   auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
-    return run_experts(*experts_, x, p, rows, context_.max_tokens);
+    enter(MoePhase::kExperts);
+    const at::Tensor y = run_experts(*experts_, x, p, rows, context_.max_tokens);
+    enter(MoePhase::kCombine);
+    return y;
   };
   if (context_.all_gather && G > 1)
     return all_gather_dispatch(x_TD, routing, mesh_.ep_index() * experts_->num_local(),
@@ -192,7 +199,9 @@ at::Tensor MoeLayer::forward(const at::Tensor& x_BSD, LayerPass& pass) {
   const Routing routing = router_->forward(x_TD, row, B, !pass.again);
   pass.loss = routing.loss;
   if (context_.keep_routing && !pass.again) context_.routing.push_back(routing);
+  enter(MoePhase::kDispatch);
   at::Tensor y = gather_tokens(routed(x_TD, routing), B * S, mesh_.tp()).view({B, S, D});
+  enter(MoePhase::kOther);
   if (shared_) {
     at::Tensor shared = shared_->forward(x_BSD);
     if (shared_gate_) shared = at::sigmoid(linear(x_BSD, *shared_gate_)) * shared;

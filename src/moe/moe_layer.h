@@ -10,6 +10,9 @@
 
 namespace maniple {
 
+// Where a layer's forward is; kOther: routing and the shared expert.
+enum class MoePhase { kOther, kDispatch, kExperts, kCombine };
+
 // What the layers of one model share during a forward.
 struct MoeContext {
   RouterSettings settings;
@@ -18,6 +21,7 @@ struct MoeContext {
   bool poisoned = false;           // an exchange was found inconsistent: void the unit
   bool keep_routing = false;       // fill `routing` for inspection
   std::vector<Routing> routing;
+  std::function<void(MoePhase)> on_phase;  // called at the beginning of each phase, for timing
   std::function<void(std::vector<int64_t>&)> corrupt_counts;  // fault injection of tests
 };
 
@@ -31,6 +35,7 @@ class MoeLayer : public FeedForward {
 
  private:
   at::Tensor routed(const at::Tensor& x_TD, const Routing& routing);
+  void enter(MoePhase phase);
 
   const ModelConfig& model_;
   ProcessMesh& mesh_;

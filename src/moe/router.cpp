@@ -1,5 +1,8 @@
 #include "moe/router.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/errors.h"
 
 namespace maniple {
@@ -10,10 +13,34 @@ Router::Router(const ModelConfig& model, int64_t layer, const std::string& prefi
   // Each tp rank routes its own tokens: the gradient is partial.
   weight_ = &store.add(prefix + "gate.weight", {model.num_experts, model.hidden_size},
                        GradGroup::kPartial, {}, {Init::kNormal, model.initializer_range});
+  weight_->router = true;
   const auto wide = at::TensorOptions(accumulate_type(store.precision()));
   bias = at::zeros({model.num_experts}, at::TensorOptions(at::kFloat));
   previous_f = at::full({model.num_experts}, 1.0 / static_cast<double>(model.num_experts), wide);
   sums.counts = at::zeros({model.num_experts}, at::TensorOptions(at::kLong));
+  sums.probability = at::zeros({model.num_experts}, at::TensorOptions(at::kDouble));
+}
+
+void RouterSums::clear() {
+  for (double* x : numbers()) *x = 0;
+  logit_max = -std::numeric_limits<double>::infinity();
+  counts.zero_();
+  probability.zero_();
+  num_tokens = 0;
+}
+
+bool RouterSums::make_finite() {
+  bool finite = true;
+  for (double* x : numbers())
+    if (!std::isfinite(*x)) {
+      finite = false;
+      *x = 0;
+    }
+  if (!at::isfinite(probability).all().item<bool>()) {
+    finite = false;
+    probability.zero_();
+  }
+  return finite;
 }
 
 // The K best, larger score first, then the smaller index (a stable sort).
@@ -82,6 +109,12 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
   sums.aux += aux.to(at::kDouble).item<double>();
   sums.z += z.to(at::kDouble).item<double>();
   sums.entropy -= (probabilities * probabilities.clamp_min(1e-30).log()).sum().item<double>();
+  if (x_TD.size(0) > 0) {
+    sums.top1 += probabilities.amax(1).sum().item<double>();
+    sums.logit_max = std::max(sums.logit_max, out.logits_TE.max().item<double>());
+  }
+  sums.score += sigmoid ? log_scores.exp().sum().item<double>() : static_cast<double>(x_TD.size(0));
+  sums.probability += probabilities.sum(0);
   sums.counts += at::bincount(out.experts_TK.reshape({-1}), {}, model_.num_experts);
   sums.num_tokens += x_TD.size(0);
   return out;

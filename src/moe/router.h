@@ -4,6 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+#include <limits>
+
 #include "core/config.h"
 #include "model/model_config.h"
 #include "parallel/layers.h"
@@ -23,7 +26,15 @@ struct RouterSums {
   double aux = 0;               // sum over tokens of E sum_i f_i p_i(t): 1 per token at balance
   double z = 0;                 // sum over tokens of logsumexp^2
   double entropy = 0;           // of the token's distribution
+  double top1 = 0;              // probability of the token's most likely expert
+  double score = 0;             // sum_i s_i: 1 per token for softmax; sigmoid scores may collapse
+  double logit_max = -std::numeric_limits<double>::infinity();  // a maximum, not a sum
+  at::Tensor probability;       // fp64 [E], sum over tokens of p(t)
   int64_t num_tokens = 0;
+  // The sums over tokens, for those who treat them alike.
+  std::array<double*, 5> numbers() { return {&aux, &z, &entropy, &top1, &score}; }
+  void clear();
+  bool make_finite();  // false: something was not, and is 0 now
 };
 
 struct Routing {

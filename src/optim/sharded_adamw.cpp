@@ -158,6 +158,18 @@ ShardedAdamw::Norms ShardedAdamw::squared_norms(bool& finite) const {
       norms.total += fixed;
       if (s.group == GradGroup::kExpert) norms.experts += fixed;
     }
+    if (!finite) continue;
+    // Routers share blocks with other parameters: their part of each block once more.
+    for (const Run& run : runs(s))
+      for (int64_t begin = run.at; run.parameter->router && begin < run.at + run.n;) {
+        const int64_t end = std::min(run.at + run.n, (begin / block + 1) * block);
+        const at::Tensor g = decode(s, begin, end - begin, 1);
+        norms.routers += to_fixed(with_type(g, [&](auto zero) {
+          using T = decltype(zero);
+          return block_sum_of_squares(std::span<const T>(span_of<T>(g)));
+        }));
+        begin = end;
+      }
   }
   return norms;
 }

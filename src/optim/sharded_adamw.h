@@ -31,7 +31,7 @@ class ShardedAdamw {
   // This rank's share of the squared norm of the scaled gradient; each element is counted by exactly
   // one rank of the world. `finite` is cleared when a value is not finite.
   struct Norms {
-    FixedPoint128 total = 0, experts = 0;
+    FixedPoint128 total = 0, experts = 0, routers = 0;
   };
   Norms squared_norms(bool& finite) const;
   // factor: scaled gradient -> mean gradient; clip: coefficient of the global-norm clipping.

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -17,7 +18,7 @@ struct Done : Work {
 // The meeting point of one communicator's threads: each publishes a pointer, all read, all leave.
 class Hub {
  public:
-  Hub(int size, std::shared_ptr<bool> failed) : size_(size), slots_(size), failed_(failed) {}
+  Hub(int size, std::shared_ptr<std::atomic<bool>> failed) : size_(size), slots_(size), failed_(failed) {}
 
   // Publishes `mine`, waits for everybody, lets `read` look at all, waits for everybody again.
   void exchange(int rank, const void* mine,
@@ -43,12 +44,12 @@ class Hub {
   }
   std::map<std::pair<int64_t, int>, std::shared_ptr<Hub>> children;
   std::mutex children_mutex;
-  std::shared_ptr<bool> failed() const { return failed_; }
+  std::shared_ptr<std::atomic<bool>> failed() const { return failed_; }
 
  private:
   const int size_;
   std::vector<const void*> slots_;
-  std::shared_ptr<bool> failed_;
+  std::shared_ptr<std::atomic<bool>> failed_;
   std::mutex mutex_;
   std::condition_variable changed_;
   int arrived_ = 0;
@@ -179,12 +180,12 @@ at::Tensor Communicator::all_reduce_ordered(const at::Tensor& in) {
 
 std::unique_ptr<Communicator> make_single_communicator() {
   return std::make_unique<LocalCommunicator>(
-      std::make_shared<Hub>(1, std::make_shared<bool>(false)), 0, 1);
+      std::make_shared<Hub>(1, std::make_shared<std::atomic<bool>>(false)), 0, 1);
 }
 
 void run_local_ranks(int num_ranks,
                      const std::function<void(std::unique_ptr<Communicator>)>& body) {
-  auto failed = std::make_shared<bool>(false);
+  auto failed = std::make_shared<std::atomic<bool>>(false);
   auto hub = std::make_shared<Hub>(num_ranks, failed);
   std::mutex mutex;
   std::exception_ptr first;

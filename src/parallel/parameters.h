@@ -32,6 +32,7 @@ struct Parameter {
   GradGroup group;
   Init init;
   bool decay = false;  // weight decay applies
+  bool router = false;  // has a gradient norm of its own in the metrics
 
   at::Tensor value;  // [shape], compute type (kPartial: accumulation type)
   at::Tensor grad;   // [shape], accumulation type

@@ -22,4 +22,11 @@ class AgreedError : public Error {
 // after a point where it may throw on some ranks only. Collective over world.
 void agree(Communicator& world, const std::function<void()>& body);
 
+// Rank 0's text on every rank. Collective.
+std::string broadcast_text(std::string text, Communicator& comm);
+
+// Runs `body` on rank 0 alone, as agree does, and gives every rank its result: for work whose
+// verdict all need and one can reach, as hashing a checkpoint. Collective over world.
+std::string agree_on_text(Communicator& world, const std::function<std::string()>& body);
+
 }  // namespace maniple

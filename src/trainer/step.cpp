@@ -1,6 +1,5 @@
 #include "trainer/step.h"
 
-#include <chrono>
 #include <cmath>
 
 #include "core/errors.h"
@@ -16,18 +15,19 @@ int64_t to_quanta(double x) {
   return std::llrint(x / kLossQuantum);
 }
 
-class Stopwatch {
- public:
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    const double s = std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-    return s;
-  }
+// Numbers of a MoE layer in the vote: RouterSums::numbers, tokens, then counts and probabilities.
+constexpr int64_t kRouterNumbers = 5;
+int64_t layer_width(int64_t experts) { return kRouterNumbers + 1 + 2 * experts; }
 
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
+double entropy_of(const int64_t* quanta, int64_t n) {
+  double total = 0, entropy = 0;
+  for (int64_t i = 0; i < n; ++i) total += static_cast<double>(quanta[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const double p = static_cast<double>(quanta[i]) / total;
+    if (p > 0) entropy -= p * std::log(p);
+  }
+  return entropy;
+}
 
 // A 128-bit fixed-point number as four limbs of 32 bits in int64, which sum without carry loss.
 void append_limbs(std::vector<int64_t>& out, FixedPoint128 x) {
@@ -109,6 +109,15 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
   const int64_t R = num_units(config.batch, mesh.shape()), slices = mesh.shape().slices;
   units_per_slice_ = R / slices;
   first_unit_ = mesh.slice() * units_per_slice_;
+  unit_counts_ = at::zeros({units_per_slice_, static_cast<int64_t>(model.moe_layers.size()),
+                            model.model.num_experts},
+                           at::TensorOptions(at::kLong));
+  // Only forwards are divided into phases; in backward a recomputed layer announces its own too.
+  model.moe.on_phase = [this](MoePhase phase) {
+    if (clock_.phase() == Phase::kBackward || clock_.phase() == Phase::kOther) return;
+    constexpr Phase phases[] = {Phase::kForward, Phase::kDispatch, Phase::kExperts, Phase::kCombine};
+    clock_.enter(phases[static_cast<int>(phase)]);
+  };
   rounds_ = config.batch.rows / (R * mesh.shape().inner_dp() * config.batch.micro_batch_rows);
 }
 
@@ -143,45 +152,46 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
   return b;
 }
 
-void TrainStep::backward_unit(int64_t step, int64_t unit, StepOutcome& outcome) {
+void TrainStep::backward_unit(int64_t step, int64_t unit) {
   for (int64_t round = 0; round < rounds_; ++round) {
     const int64_t k = ((step - 1) * units_per_slice_ + unit - first_unit_) * rounds_ + round;
     if (!batches_)
       batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
                                               static_cast<uint64_t>(k), 4);
+    clock_.enter(Phase::kData);
     const Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
-    outcome.seconds_data += batch.seconds_waited;
-    Stopwatch watch;
+    clock_.enter(Phase::kForward);
     const MicroBatch b = to_tensors(batch.rows);
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
     at::Tensor loss =
         cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
                       b.target.view({-1}), scale_, mesh_.tp(), ce_);
     for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
+    clock_.enter(Phase::kBackward);
     loss.backward();
-    outcome.seconds_compute += watch.lap();
+    clock_.enter(Phase::kOther);
   }
 }
 
-// Losses are rounded once per unit, counts are integers. Layout: targets, loss, then per MoE layer
-// aux, z, entropy, tokens, counts.
-void TrainStep::add_unit_sums(std::vector<int64_t>& sums) {
+// Losses are rounded once per unit, counts are integers. Layout: targets, loss, then the MoE layers.
+void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
   size_t i = 0;
   auto add = [&](int64_t x) { sums[i++] += x; };
   const bool speaks = mesh_.tp_index() == 0;  // all tp ranks hold the same cross-entropy
   add(speaks ? ce_.num_targets : 0);
   add(speaks ? to_quanta(ce_.loss * scale_) : 0);
+  int64_t l = 0;
   for (MoeLayer* layer : model_.moe_layers) {
     RouterSums& s = layer->router().sums;
-    add(to_quanta(s.aux * scale_));
-    add(to_quanta(s.z * scale_));
-    add(to_quanta(s.entropy * scale_));
+    for (const double* x : s.numbers()) add(to_quanta(*x * scale_));
     add(s.num_tokens);
     const int64_t* counts = s.counts.data_ptr<int64_t>();
     for (int64_t e = 0; e < model_.model.num_experts; ++e) add(counts[e]);
-    s.counts.zero_();
-    s.aux = s.z = s.entropy = 0;
-    s.num_tokens = 0;
+    const double* probability = s.probability.data_ptr<double>();
+    for (int64_t e = 0; e < model_.model.num_experts; ++e) add(to_quanta(probability[e] * scale_));
+    unit_counts_[unit - first_unit_][l++].copy_(s.counts);
+    logit_max_ = std::max(logit_max_, s.logit_max);
+    s.clear();
   }
   ce_ = {};
 }
@@ -203,47 +213,43 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
     // 2 to 4: data, forward, loss, backward, fold, unit by unit.
     optimizer.begin_attempt();
     ce_ = {};
-    std::vector<int64_t> sums(2 + layers * (4 + E), 0);
-    for (MoeLayer* layer : model_.moe_layers) layer->router().sums.counts.zero_();
-    Stopwatch watch;
+    std::vector<int64_t> sums(2 + layers * layer_width(E), 0);
+    for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
+    logit_max_ = -std::numeric_limits<double>::infinity();
+    clock_.take();
     for (int64_t unit = begin; unit < end; ++unit) {
-      backward_unit(step, unit, out);
+      backward_unit(step, unit);
       inject(unit, FaultPoint::kBackward);
       if (!std::isfinite(ce_.loss)) {
         finite = false;
         ce_.loss = 0;
       }
-      for (MoeLayer* layer : model_.moe_layers)
-        for (double* x : {&layer->router().sums.aux, &layer->router().sums.z,
-                          &layer->router().sums.entropy})
-          if (!std::isfinite(*x)) {
-            finite = false;
-            *x = 0;
-          }
-      add_unit_sums(sums);
-      watch.lap();
+      for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
+      add_unit_sums(unit, sums);
+      clock_.enter(Phase::kFold);
       finite &= optimizer.fold_unit();
-      out.seconds_fold += watch.lap();
+      clock_.enter(Phase::kOther);
     }
     if (model_.moe.poisoned) failed = true;
     model_.moe.poisoned = false;
 
     // 5 exchange: integer sums to the owners.
-    watch.lap();
+    clock_.enter(Phase::kExchange);
     optimizer.exchange();
     inject(-1, FaultPoint::kExchange);
 
     // 6 guard and 7 vote: flags, sums and norms of all ranks in one integer reduction.
+    clock_.enter(Phase::kVote);
     const ShardedAdamw::Norms norms = optimizer.squared_norms(finite);
     sums.push_back(failed);
     sums.push_back(!finite);
     append_limbs(sums, norms.total);
     append_limbs(sums, norms.experts);
+    append_limbs(sums, norms.routers);
     at::Tensor all = at::from_blob(sums.data(), {static_cast<int64_t>(sums.size())},
                                    at::TensorOptions(at::kLong));
     mesh_.world().all_reduce(all);
-    out.seconds_exchange = watch.lap();
-    const int64_t* votes = sums.data() + sums.size() - 10;
+    const int64_t* votes = sums.data() + sums.size() - 14;
     if (votes[0] > 0) continue;  // somebody's attempt failed: all redo it
     out.skipped = votes[1] > 0 || sums[0] == 0;  // non-finite, or nothing to learn from
 
@@ -253,22 +259,36 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
     out.loss = static_cast<double>(sums[1]) * kLossQuantum * factor;
     out.grad_norm = std::sqrt(from_fixed(from_limbs(votes + 2))) * factor;
     out.expert_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 6))) * factor;
+    out.router_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 10))) * factor;
     for (int64_t l = 0; l < layers; ++l) {
-      const int64_t* s = sums.data() + 2 + l * (4 + E);
-      const double per_token = kLossQuantum / (scale_ * static_cast<double>(s[3] * layers));
+      const int64_t* s = sums.data() + 2 + l * layer_width(E);
+      const int64_t *tokens = s + kRouterNumbers, *counts = tokens + 1, *probability = counts + E;
+      const double per_token = kLossQuantum / (scale_ * static_cast<double>(*tokens * layers));
       out.aux_loss += static_cast<double>(s[0]) * per_token;
       out.z_loss += static_cast<double>(s[1]) * per_token;
       out.router_entropy += static_cast<double>(s[2]) * per_token;
-      out.counts.emplace_back(s + 4, s + 4 + E);
+      out.router_top1 += static_cast<double>(s[3]) * per_token;
+      out.router_score += static_cast<double>(s[4]) * per_token;
+      out.router_entropy_of_mean += entropy_of(probability, E) / static_cast<double>(layers);
+      out.aux_losses.push_back(static_cast<double>(s[0] * layers) * per_token);
+      out.z_losses.push_back(static_cast<double>(s[1] * layers) * per_token);
+      const RouterSettings& r = model_.moe.settings;
+      const double weight = kLossQuantum * factor * r.layer_weight;
+      out.weighted_aux_loss += r.aux_coef * static_cast<double>(s[0]) * weight;
+      out.weighted_z_loss += r.z_coef * static_cast<double>(s[1]) * weight;
+      out.counts.emplace_back(counts, counts + E);
     }
     if (out.skipped) {
       out.loss = out.grad_norm = std::nan("");
+      out.seconds = clock_.take();
       return out;
     }
 
     // 8 update, router bias and the balance statistics of the next step.
     const double clip =
         config_.optim.clip > 0 ? std::min(1.0, config_.optim.clip / (out.grad_norm + 1e-6)) : 1.0;
+    out.clipped = clip < 1;
+    clock_.enter(Phase::kUpdate);
     optimizer.update(lr, factor, clip, ++applied_steps);
     for (int64_t l = 0; l < layers; ++l) {
       Router& router = model_.moe_layers[l]->router();
@@ -277,14 +297,22 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
       if (model_.model.router_bias && config_.moe.bias_rate > 0)
         router.bias.add_((counts.mean() - counts).sign().to(at::kFloat), config_.moe.bias_rate);
     }
-    out.seconds_update = watch.lap();
+    clock_.enter(Phase::kPublish);
 
     // 9 publish.
     optimizer.publish();
-    out.seconds_publish = watch.lap();
+    out.seconds = clock_.take();
     return out;
   }
   throw CommError(fmt::format("step {} failed {} times in a row; giving up", step, kMaxAttempts));
+}
+
+TrainStep::RankNumbers TrainStep::rank_numbers() {
+  if (model_.moe_layers.empty()) return {0, 0};
+  at::Tensor counts = unit_counts_.clone();
+  mesh_.in_slice().all_reduce(counts);
+  const at::Tensor load = counts.to(at::kDouble), mean = load.mean(2).clamp_min(1e-300);
+  return {logit_max_, (load.amax(2) / mean - 1).max().item<double>()};
 }
 
 double TrainStep::evaluate(int64_t num_rows) {

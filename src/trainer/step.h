@@ -12,6 +12,7 @@
 #include "moe/moe_layer.h"
 #include "objectives/causal_lm.h"
 #include "optim/sharded_adamw.h"
+#include "trainer/phase_clock.h"
 
 namespace maniple {
 
@@ -29,17 +30,20 @@ struct TrainedModel {
 
 struct StepOutcome {
   double loss = 0;  // cross-entropy per target
-  double grad_norm = 0, expert_grad_norm = 0;
+  double grad_norm = 0, expert_grad_norm = 0, router_grad_norm = 0;
+  bool clipped = false;
   int64_t num_targets = 0, num_tokens = 0;
   double aux_loss = 0;  // raw: 1 per layer at balance, mean over layers
   double z_loss = 0;    // raw, mean over layers
-  double router_entropy = 0;
+  std::vector<double> aux_losses, z_losses;        // raw, per MoE layer
+  double weighted_aux_loss = 0, weighted_z_loss = 0;  // per target, as added to the loss
+  double router_entropy = 0;          // of a token's distribution, mean over tokens and layers
+  double router_entropy_of_mean = 0;  // of the mean distribution, mean over layers
+  double router_top1 = 0, router_score = 0;  // mean over tokens and layers
   std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step
   bool skipped = false;                      // non-finite: nothing was updated
   int64_t attempts = 1;
-  double seconds_data = 0;  // waiting for rows
-  double seconds_compute = 0, seconds_fold = 0, seconds_exchange = 0,
-         seconds_update = 0, seconds_publish = 0;
+  PhaseSeconds seconds{};  // of this rank, in the attempt that was committed
 };
 
 // Where a test may make an attempt fail on one rank.
@@ -50,13 +54,24 @@ struct FaultPoint {
 
 class TrainStep {
  public:
+  // Takes the hook MoeContext::on_phase of `model`, and gives it back.
   TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh, const RowSource& rows);
+  ~TrainStep() { model_.moe.on_phase = {}; }
+  TrainStep(const TrainStep&) = delete;
+  TrainStep& operator=(const TrainStep&) = delete;
 
   // Collective over the world. Throws CommError after max_attempts failed ones.
   StepOutcome run(int64_t step, double lr);
   // Mean loss over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
+
+  // What the report adds from this rank about the last step.
+  struct RankNumbers {
+    double logit_max;     // of the router, over this rank's tokens
+    double unit_max_vio;  // (max - mean) / mean of the worst unit and layer of this slice
+  };
+  RankNumbers rank_numbers();  // collective over the slice
 
   int64_t applied_steps = 0;  // committed and not skipped
   std::function<bool(const FaultPoint&)> inject_fault;  // true: this rank's attempt fails here
@@ -69,8 +84,8 @@ class TrainStep {
   MicroBatch to_tensors(const std::vector<Row>& rows) const;
   // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
   std::vector<Row> micro_batch_rows(uint64_t k) const;
-  void backward_unit(int64_t step, int64_t unit, StepOutcome& outcome);
-  void add_unit_sums(std::vector<int64_t>& sums);
+  void backward_unit(int64_t step, int64_t unit);
+  void add_unit_sums(int64_t unit, std::vector<int64_t>& sums);
 
   const Config& config_;
   TrainedModel& model_;
@@ -80,6 +95,9 @@ class TrainStep {
   std::unique_ptr<Prefetcher> batches_;            // from the first step that runs
   double scale_;  // power of two near 1 / (rows * seq_len)
   CrossEntropySums ce_;
+  PhaseClock clock_;
+  at::Tensor unit_counts_;  // int64 [units of this slice, MoE layers, experts], of this rank
+  double logit_max_ = 0;
 };
 
 // Units R of a step: batch.units, or the largest divisor of rows up to 16 that the mesh allows.

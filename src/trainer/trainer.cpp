@@ -1,6 +1,7 @@
 #include "trainer/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 #include <torch/version.h>
 #include <unistd.h>
 
@@ -17,9 +18,11 @@
 #include "core/signals.h"
 #include "metrics/console.h"
 #include "metrics/jsonl_sink.h"
+#include "metrics/tensorboard_sink.h"
 #include "optim/schedule.h"
 #include "trainer/agreement.h"
 #include "trainer/run_state.h"
+#include "trainer/step_metrics.h"
 
 namespace maniple {
 namespace {
@@ -40,17 +43,6 @@ ConsoleStyle console_style() {
       style.terminal = false;
   }
   return style;
-}
-
-std::string broadcast_text(std::string text, Communicator& comm) {
-  at::Tensor size = at::full({1}, static_cast<int64_t>(text.size()), at::TensorOptions(at::kLong));
-  comm.broadcast(size, 0);
-  text.resize(static_cast<size_t>(size.item<int64_t>()));
-  if (text.empty()) return text;
-  at::Tensor bytes = at::from_blob(text.data(), {static_cast<int64_t>(text.size())},
-                                   at::TensorOptions(at::kByte));
-  comm.broadcast(bytes, 0);
-  return text;
 }
 
 // Checkpoints in the background: the state is copied at the step boundary, written by a thread.
@@ -212,43 +204,36 @@ std::vector<TableSection> startup_table(const Config& config, TrainedModel& mode
   };
 }
 
-void add_metrics(StepReport& report, const StepOutcome& o) {
-  auto& extra = report.extra;
-  double worst = 0, mean = 0, variation = 0;
-  int64_t starved = 0;
-  for (const auto& layer : o.counts) {
-    double total = 0, top = 0, squares = 0;
-    for (int64_t c : layer) {
-      const double x = static_cast<double>(c);
-      total += x;
-      top = std::max(top, x);
-      squares += x * x;
-      starved += c == 0;
-    }
-    const double average = total / static_cast<double>(layer.size());
-    worst = std::max(worst, top / average);
-    mean += top / average / static_cast<double>(o.counts.size());
-    variation += std::sqrt(std::max(0.0, squares / static_cast<double>(layer.size()) - average * average)) /
-                 average / static_cast<double>(o.counts.size());
+// The checkpoint to go on from, verified; empty: start anew. Called on one rank.
+std::string resume_folder(const Config& config,
+                          const std::function<void(const std::string&)>& say) {
+  if (config.run.resume == "never") return "";
+  if (config.run.resume != "auto") return open_checkpoint(config.run.resume).folder;
+  std::vector<std::string> refused;
+  const auto found = find_latest(config.run.dir + "/checkpoints",
+                                 [&](const std::string& reason) { refused.push_back(reason); });
+  if (!found && !refused.empty())
+    throw CheckpointError(fmt::format(
+        "cannot resume {}: none of its checkpoints is good: {}; restore one of them, or start anew "
+        "with run.resume=never",
+        config.run.dir, fmt::join(refused, "; ")));
+  for (const std::string& reason : refused) say(reason);
+  return found ? found->folder : "";
+}
+
+// Rates of operations; `flops`: 10^9 training operations per token. Recomputed ones count in the
+// hardware's figure only, and the head is not recomputed.
+void add_speed(StepReport& report, const Config& config, const ModelConfig& model, double flops,
+               int64_t num_ranks) {
+  const double rate = report.tokens_per_s * flops;
+  report.extra.emplace_back("model_gflops", rate);
+  if (config.train.recompute) {
+    const double head = 2e-9 * static_cast<double>(model.hidden_size * model.vocab_size);
+    report.extra.emplace_back("hardware_gflops", rate + report.tokens_per_s * (flops / 3 - head));
   }
-  if (!o.counts.empty()) {
-    extra.emplace_back("load_max_over_mean", worst);
-    extra.emplace_back("load_max_over_mean_layers", mean);
-    extra.emplace_back("max_vio", worst - 1);
-    extra.emplace_back("load_cv", variation);
-    extra.emplace_back("experts_without_tokens", static_cast<double>(starved));
-    extra.emplace_back("dropped_fraction", 0.0);
-    extra.emplace_back("router_entropy", o.router_entropy);
-    extra.emplace_back("grad_norm_experts", o.expert_grad_norm);
-  }
-  extra.emplace_back("skipped", o.skipped);
-  extra.emplace_back("attempts", static_cast<double>(o.attempts));
-  extra.emplace_back("time_data", o.seconds_data);
-  extra.emplace_back("time_compute", o.seconds_compute);
-  extra.emplace_back("time_fold", o.seconds_fold);
-  extra.emplace_back("time_exchange", o.seconds_exchange);
-  extra.emplace_back("time_update", o.seconds_update);
-  extra.emplace_back("time_publish", o.seconds_publish);
+  if (config.metrics.peak_gflops > 0)
+    report.extra.emplace_back(
+        "share_of_peak", rate / (config.metrics.peak_gflops * static_cast<double>(num_ranks)));
 }
 
 }  // namespace
@@ -294,18 +279,11 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
 
   // Where to start: the newest good checkpoint, given weights, or random ones.
   int64_t first_step = 1;
-  std::string resume_from;
-  if (config.run.resume == "auto") {
-    if (chief)
-      if (auto found = find_latest(config.run.dir + "/checkpoints", say)) resume_from = found->folder;
-    resume_from = broadcast_text(resume_from, mesh.world());
-  } else if (config.run.resume != "never") {
-    resume_from = config.run.resume;
-  }
+  const std::string resume_from = agree_on_text(mesh.world(), [&] { return resume_folder(config, say); });
   if (!resume_from.empty()) {
     CheckpointInfo checkpoint;
     agree(mesh.world(), [&] {
-      checkpoint = open_checkpoint(resume_from);
+      checkpoint = reopen_checkpoint(resume_from);
       for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
         say("resuming with " + change);
       load_checkpoint(model, checkpoint, true);
@@ -316,11 +294,15 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     say(fmt::format("resumed after step {} from {}", checkpoint.step, checkpoint.folder));
     event("resume", {{"step", checkpoint.step}, {"checkpoint", checkpoint.folder}});
   } else if (!config.model.init_from.empty()) {
+    const std::string folder = agree_on_text(mesh.world(), [&] {
+      const std::string& from = config.model.init_from;
+      return is_hub_folder(from) ? from : open_checkpoint(from).folder;
+    });
     agree(mesh.world(), [&] {
-      if (is_hub_folder(config.model.init_from))
-        load_hub_weights(model, config.model.init_from);
+      if (is_hub_folder(folder))
+        load_hub_weights(model, folder);
       else
-        load_checkpoint(model, open_checkpoint(config.model.init_from), false);
+        load_checkpoint(model, reopen_checkpoint(folder), false);
     });
     model.optimizer->publish();
   } else {
@@ -328,10 +310,19 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     model.optimizer->publish();
   }
   std::unique_ptr<JsonlSink> metrics;
+  std::unique_ptr<JsonlFile> load_table;
+  std::unique_ptr<TensorboardSink> tensorboard;
   if (chief) {
     write_file_atomic(config.run.dir + "/config.resolved.yaml", config_to_yaml(config));
     drop_steps_after(config.run.dir + "/metrics.jsonl", first_step - 1);
     metrics = std::make_unique<JsonlSink>(config.run.dir + "/metrics.jsonl");
+    if (config.metrics.load_every > 0 && !model.moe_layers.empty()) {
+      drop_steps_after(config.run.dir + "/expert_load.jsonl", first_step - 1);
+      load_table = std::make_unique<JsonlFile>(config.run.dir + "/expert_load.jsonl");
+    }
+    if (config.metrics.tensorboard)
+      tensorboard = std::make_unique<TensorboardSink>(config.run.dir + "/tb",
+                                                      std::chrono::system_clock::now(), first_step);
     event("start", {{"ranks", shape.num_ranks()}, {"first_step", first_step}});
   }
   CheckpointWriter checkpoints(
@@ -340,24 +331,36 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
                      mesh.world()));
 
   const double flops = 1e-9 * flops_per_token(model_config, config.batch.seq_len);
-  auto last_report = Clock::now();
+  LoadWatch watch(config.metrics.starved_after, config.metrics.warn_max_vio);
+  const auto begin = Clock::now();
+  auto last_report = begin;
+  double useful = 0;  // seconds in committed attempts
+  double stall = 0;   // seconds that training stood still for checkpoints since the last report
   int64_t tokens_since = 0;
   int64_t saved = first_step - 1;
   auto save = [&](int64_t number) {
-    const double stall = checkpoints.start(number, model, checkpoint_meta(config, step, number, *rows));
+    const double seconds = checkpoints.start(number, model, checkpoint_meta(config, step, number, *rows));
+    stall += seconds;
     saved = number;
-    event("checkpoint", {{"step", number}, {"stall_s", stall}});
+    event("checkpoint", {{"step", number}, {"stall_s", seconds}});
   };
   for (int64_t number = first_step; number <= config.train.steps; ++number) {
     const double lr = learning_rate(config.optim, number, config.train.steps);
     const StepOutcome o = step.run(number, lr);
     tokens_since += o.num_tokens;
+    for (double s : o.seconds) useful += s;
+    if (chief && number > config.optim.warmup_steps)
+      for (const std::string& warning : watch.update(o.counts)) {
+        say("warning: step " + std::to_string(number) + ": " + warning);
+        event("warning", {{"step", number}, {"text", warning}});
+      }
     if (o.attempts > 1) event("redo", {{"step", number}, {"attempts", o.attempts}});
 
     const bool with_fingerprint =
         config.metrics.fingerprint_every > 0 && number % config.metrics.fingerprint_every == 0;
     const std::string fingerprint = with_fingerprint ? state_fingerprint(model, mesh) : "";
     if (number % config.metrics.every == 0 || with_fingerprint || number == config.train.steps) {
+      const JobNumbers job = gather_job_numbers(step, mesh);
       StepReport report;
       report.step = number;
       report.loss = o.loss;
@@ -370,13 +373,18 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
       if (with_fingerprint) report.fingerprint = fingerprint;
       if (metrics) {
         console->step(report);
-        add_metrics(report, o);
-        report.extra.emplace_back("model_gflops", report.tokens_per_s * flops);
+        add_step_metrics(report, o, job, model, shape, watch);
+        add_speed(report, config, model_config, flops, shape.num_ranks());
+        report.extra.emplace_back("goodput", useful / seconds_since(begin));
+        report.extra.emplace_back("checkpoint_stall", std::exchange(stall, 0));
         metrics->write(report);
+        if (tensorboard) tensorboard->write(std::chrono::system_clock::now(), report);
       }
       last_report = Clock::now();
       tokens_since = 0;
     }
+    if (load_table && number % config.metrics.load_every == 0)
+      load_table->write({{"step", number}, {"counts", o.counts}});
     const bool last = number == config.train.steps;
     if (config.eval.every > 0 && (number % config.eval.every == 0 || last)) {
       const int64_t n = std::min(config.eval.rows, rows->num_rows(Split::kValidation));
@@ -387,6 +395,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
           nlohmann::ordered_json record = {{"step", number}, {"eval_loss", loss}};
           if (bytes > 0) record["eval_bits_per_byte"] = bits_per_byte(loss, bytes);
           metrics->write(record);
+          if (tensorboard) tensorboard->write(std::chrono::system_clock::now(), record);
         }
         say(fmt::format("validation after step {}: loss {:.4f}{}", number, loss,
                         bytes > 0 ? fmt::format(", {:.3f} bits per byte", bits_per_byte(loss, bytes)) : ""));

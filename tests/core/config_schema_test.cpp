@@ -33,7 +33,8 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       {"optim: [1, 2\ntrain: 3", "c.yaml:2:", {"YAML syntax error"}},
       {"optim: {lr: 1", "c.yaml:1:", {"YAML syntax error"}},
       {"optim:\n  lr: *nowhere\n", "c.yaml:2:7: ", {"YAML syntax error"}},
-      {"run: {seed: 1}\n---\nrun: {seed: 2}\n", "c.yaml:3:1: ", {"2 YAML documents"}},
+      {"run: {seed: 1}\n---\nrun: {seed: 2}\n", "c.yaml:2:1: ", {"several YAML documents"}},
+      {", a\n", "c.yaml:1:1: ", {"YAML syntax error", "comma"}},  // yaml-cpp's LoadAll never ends
       {"just a text", "c.yaml:1:1: config: ", {"map of groups"}},
       {"- a\n- b\n", "c.yaml:1:1: config: ", {"a list"}},
       {"optim: 3\n", "c.yaml:1:8: optim: ", {"found '3'", "map of keys"}},
