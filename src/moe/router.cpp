@@ -10,10 +10,11 @@ Router::Router(const ModelConfig& model, int64_t layer, const std::string& prefi
   // Each tp rank routes its own tokens: the gradient is partial.
   weight_ = &store.add(prefix + "gate.weight", {model.num_experts, model.hidden_size},
                        GradGroup::kPartial, {}, {Init::kNormal, model.initializer_range});
-  const auto wide = at::TensorOptions(accumulate_type(store.precision()));
-  bias = at::zeros({model.num_experts}, at::TensorOptions(at::kFloat));
+  const auto options = at::TensorOptions(mesh_.device());
+  const auto wide = options.dtype(accumulate_type(store.precision()));
+  bias = at::zeros({model.num_experts}, options.dtype(at::kFloat));
   previous_f = at::full({model.num_experts}, 1.0 / static_cast<double>(model.num_experts), wide);
-  sums.counts = at::zeros({model.num_experts}, at::TensorOptions(at::kLong));
+  sums.counts = at::zeros({model.num_experts}, options.dtype(at::kLong));
 }
 
 // The K best, larger score first, then the smaller index (a stable sort).

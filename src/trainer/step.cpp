@@ -140,6 +140,7 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
     put(b.position, rows[r].position);
     put(b.document, rows[r].document);
   }
+  for (at::Tensor* t : {&b.ids, &b.target, &b.position, &b.document}) *t = t->to(mesh_.device());
   return b;
 }
 
@@ -177,7 +178,8 @@ void TrainStep::add_unit_sums(std::vector<int64_t>& sums) {
     add(to_quanta(s.z * scale_));
     add(to_quanta(s.entropy * scale_));
     add(s.num_tokens);
-    const int64_t* counts = s.counts.data_ptr<int64_t>();
+    const at::Tensor host_counts = s.counts.cpu();
+    const int64_t* counts = host_counts.data_ptr<int64_t>();
     for (int64_t e = 0; e < model_.model.num_experts; ++e) add(counts[e]);
     s.counts.zero_();
     s.aux = s.z = s.entropy = 0;
@@ -275,7 +277,7 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
       const at::Tensor counts = at::tensor(out.counts[l], at::TensorOptions(at::kLong)).to(at::kDouble);
       router.previous_f.copy_(counts / counts.sum().clamp_min(1));
       if (model_.model.router_bias && config_.moe.bias_rate > 0)
-        router.bias.add_((counts.mean() - counts).sign().to(at::kFloat), config_.moe.bias_rate);
+        router.bias.add_((counts.mean() - counts).sign().to(router.bias.options()), config_.moe.bias_rate);
     }
     out.seconds_update = watch.lap();
 
