@@ -46,8 +46,8 @@ at::Device find_device(const std::string& name, int rank_on_host) {
   const int num_gpus = c10::cuda::device_count();
   if (num_gpus == 0)
     throw ConfigError(fmt::format(
-        "cannot compute on run.device={}: this machine has no GPU that CUDA can use (see nvidia-smi); "
-        "repair its driver, or set run.device=cpu",
+        "cannot compute on run.device={}: this machine has no GPU that CUDA can use (see "
+        "nvidia-smi); repair its driver, or set run.device=cpu",
         name));
   return {at::kCUDA, static_cast<c10::DeviceIndex>(rank_on_host % num_gpus)};
 }
