@@ -1,4 +1,5 @@
-# The imported target maniple::torch: LibTorch as the PyPI wheel ships it, CPU part only.
+# The imported target maniple::torch: LibTorch as the PyPI wheel ships it; its CPU part only, unless
+# MANIPLE_CUDA is on.
 # MANIPLE_TORCH_PREFIX is the folder that holds torch/ (a site-packages folder); scripts/ set it.
 set(MANIPLE_TORCH_PREFIX "" CACHE PATH "Folder that contains torch/ (the wheel, as unpacked by pip)")
 if(NOT MANIPLE_TORCH_PREFIX)
@@ -25,6 +26,18 @@ file(GLOB _cuda_dirs ${MANIPLE_TORCH_PREFIX}/nvidia/*/lib ${MANIPLE_TORCH_PREFIX
 foreach(_dir ${_torch}/lib ${_cuda_dirs})
   target_link_options(maniple_torch INTERFACE "-Wl,-rpath,${_dir}" "-Wl,-rpath-link,${_dir}")
 endforeach()
+if(MANIPLE_CUDA)
+  if(NOT EXISTS ${_torch}/lib/libtorch_cuda.so)
+    message(FATAL_ERROR "the LibTorch at '${_torch}' has no CUDA part; scripts/build cuda installs one")
+  endif()
+  # NCCL comes with LibTorch, as a wheel of its own. The kernels are found at run time by the
+  # libraries' constructors, so both are linked whether or not a symbol is used.
+  set(_nccl ${MANIPLE_TORCH_PREFIX}/nvidia/nccl)
+  target_include_directories(maniple_torch SYSTEM INTERFACE ${_nccl}/include
+                                                            ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_link_libraries(maniple_torch INTERFACE -Wl,--no-as-needed torch_cuda c10_cuda
+                                                -Wl,--as-needed ${_nccl}/lib/libnccl.so.2)
+endif()
 # The wheel carries headers of its own {fmt} release, which hide the system's: used header-only.
 target_compile_definitions(maniple_torch INTERFACE FMT_HEADER_ONLY)
 # at::parallel_for is a header: without -fopenmp it is a serial loop. The wheel brings its libgomp.

@@ -5,6 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${MANIPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/maniple}
 torch_version=${MANIPLE_TORCH_VERSION:-2.14.0}
+torch_cuda_version=2.11.0
 packages=(g++ cmake ninja-build ccache python3 python3-pip openmpi-bin libopenmpi-dev libhdf5-dev
           libyaml-cpp-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
           libgtest-dev libgmock-dev)
@@ -47,6 +48,28 @@ install_torch() {
   touch "$torch_prefix.partial/.complete"
   mv "$torch_prefix.partial" "$torch_prefix"
 }
+
+# The same for builds with CUDA 13: the release that GPU machines have, and the libraries of its
+# libtorch_cuda as the wheels that its metadata name (3.8 GiB; what only Python needs is left out).
+# MANIPLE_TORCH_CUDA_PREFIX names an existing installation.
+install_torch_cuda() {
+  torch_prefix=${MANIPLE_TORCH_CUDA_PREFIX:-$cache/torch-cuda-$torch_cuda_version}
+  [ -e "$torch_prefix/.complete" ] || [ -n "${MANIPLE_TORCH_CUDA_PREFIX:-}" ] && return 0
+  say "installing LibTorch $torch_cuda_version with CUDA into $torch_prefix"
+  rm -rf "$torch_prefix.partial"
+  mkdir -p "$cache"
+  local pip=(python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir
+             --root-user-action=ignore --target "$torch_prefix.partial")
+  "${pip[@]}" --no-deps "torch==$torch_cuda_version"
+  "${pip[@]}" nvidia-cudnn-cu13==9.19.0.56 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9 \
+    nvidia-nvshmem-cu13==3.4.5 \
+    'cuda-toolkit[cublas,cudart,cufft,cufile,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.0.2'
+  touch "$torch_prefix.partial/.complete"
+  mv "$torch_prefix.partial" "$torch_prefix"
+}
+
+# nvcc, which compiles for GPUs; none need be present.
+have_nvcc() { command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
 
 # Configures preset $1 (default release) and builds the targets that follow (default all) into build/
 # or build-<preset>/.

@@ -75,7 +75,7 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"run.seed", at_least(0), "key of every random draw"}, c.run.seed);
   visit(Key{"run.threads", between(1, 4096), "threads per rank; part of what fixes the bits"},
         c.run.threads);
-  visit(Key{"run.device", one_of({"cpu", "cuda"}), "where the ranks compute"}, c.run.device);
+  visit(Key{"run.device", one_of({"cpu", "cuda"}), "where the ranks compute; cuda needs a build with CUDA"}, c.run.device);
   visit(
       Key{"run.resume", non_empty(),
           "auto (the newest checkpoint of the run folder, if any), never, or a checkpoint folder"},

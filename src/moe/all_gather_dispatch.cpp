@@ -84,7 +84,7 @@ at::Tensor all_gather_dispatch(const at::Tensor& x_TD, const Routing& routing, i
   const at::Tensor local = expert.index_select(0, mine);
   const at::Tensor slot = mine.index_select(0, std::get<1>(local.sort(/*stable=*/true, 0, false)));
   const at::Tensor token = slot.floor_divide(K);
-  const at::Tensor counts = at::bincount(local, {}, num_local);
+  const at::Tensor counts = at::bincount(local, {}, num_local).cpu();
   const int64_t* c = counts.data_ptr<int64_t>();
   const at::Tensor y = experts(x.index_select(0, token), weight.index_select(0, slot),
                                std::vector<int64_t>(c, c + num_local));

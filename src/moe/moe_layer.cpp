@@ -55,7 +55,8 @@ struct Plan {
   at::Tensor to_expert_order, from_expert_order;  // between receive order and expert order
 };
 
-Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp) {
+Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp,
+               const at::Device& device) {
   const int64_t G = ep * etp, E = counts_GE.size(1), local = E / ep;
   const auto counts = counts_GE.accessor<int64_t, 2>();
   Plan plan;
@@ -89,8 +90,8 @@ Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp) {
     }
     plan.local_counts.push_back(total);
   }
-  plan.to_expert_order = order;
-  plan.from_expert_order = inverse_of(order);
+  plan.to_expert_order = order.to(device);
+  plan.from_expert_order = inverse_of(plan.to_expert_order);
   return plan;
 }
 
@@ -128,7 +129,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const at::Tensor flat = routing.experts_TK.reshape({-1});
   const at::Tensor order = std::get<1>(flat.sort(/*stable=*/true, 0, /*descending=*/false));
   const at::Tensor inverse = inverse_of(order);
-  const at::Tensor counts = at::bincount(flat, {}, model_.num_experts);
+  const at::Tensor counts = at::bincount(flat, {}, model_.num_experts).cpu();  // planned on the host
   const at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K);
   const at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse);
 
@@ -155,7 +156,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
       context_.poisoned = true;
       return x_TD * 0;
     }
-    const Plan plan = make_plan(table, comm.rank(), ep, etp);
+    const Plan plan = make_plan(table, comm.rank(), ep, etp, mesh_.device());
     // Every slot is sent to the etp ranks that share its expert. In the send buffer the copies of
     // one ep group stand beside each other: slots [begin, end) of group 0, etp times, and so on.
     at::Tensor copy_order = at::empty({etp * N}, counts.options());
@@ -168,6 +169,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
         begin += n;
       }
     }
+    copy_order = copy_order.to(mesh_.device());
     const at::Tensor copy_inverse = inverse_of(copy_order);
     auto send = [&](const at::Tensor& t) {
       std::vector<int64_t> shape = t.sizes().vec();
@@ -194,7 +196,7 @@ at::Tensor MoeLayer::forward(const at::Tensor& x_BSD, LayerPass& pass) {
   const at::Tensor x_all = x_BSD.reshape({B * S, D});
   const at::Tensor x_TD = split_tokens(x_all, mesh_.tp());
   const int64_t part = (B * S + mesh_.tp().size() - 1) / mesh_.tp().size();
-  const at::Tensor row = at::arange(x_TD.size(0), at::TensorOptions(at::kLong))
+  const at::Tensor row = at::arange(x_TD.size(0), x_TD.options().dtype(at::kLong))
                              .add_(part * mesh_.tp().rank()).floor_divide_(S);
   const Routing routing = router_->forward(x_TD, row, B, !pass.again);
   pass.loss = routing.loss;

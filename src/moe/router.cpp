@@ -14,11 +14,12 @@ Router::Router(const ModelConfig& model, int64_t layer, const std::string& prefi
   weight_ = &store.add(prefix + "gate.weight", {model.num_experts, model.hidden_size},
                        GradGroup::kPartial, {}, {Init::kNormal, model.initializer_range});
   weight_->router = true;
-  const auto wide = at::TensorOptions(accumulate_type(store.precision()));
-  bias = at::zeros({model.num_experts}, at::TensorOptions(at::kFloat));
+  const auto options = at::TensorOptions(mesh_.device());
+  const auto wide = options.dtype(accumulate_type(store.precision()));
+  bias = at::zeros({model.num_experts}, options.dtype(at::kFloat));
   previous_f = at::full({model.num_experts}, 1.0 / static_cast<double>(model.num_experts), wide);
-  sums.counts = at::zeros({model.num_experts}, at::TensorOptions(at::kLong));
-  sums.probability = at::zeros({model.num_experts}, at::TensorOptions(at::kDouble));
+  sums.counts = at::zeros({model.num_experts}, options.dtype(at::kLong));
+  sums.probability = at::zeros({model.num_experts}, options.dtype(at::kDouble));
 }
 
 void RouterSums::clear() {

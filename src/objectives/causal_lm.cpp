@@ -57,7 +57,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     }
     sums.loss += loss;
     ctx->save_for_backward({dh});
-    return at::scalar_tensor(loss * scale, at::TensorOptions(wide));
+    return at::scalar_tensor(loss * scale, h.options().dtype(wide));
   }
   static tensor_list backward(AutogradContext* ctx, const tensor_list&) {
     return {ctx->get_saved_variables()[0], {}, {}, {}, {}, {}, {}, {}};

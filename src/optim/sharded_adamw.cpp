@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/errors.h"
+#include "kernels/device_kernels.h"
 
 namespace maniple {
 namespace {
@@ -24,6 +25,13 @@ auto with_type(const at::Tensor& t, const Body& body) {
 }
 
 constexpr int64_t kChunk = 1 << 16;  // elements per thread task
+
+double sum_of_squares(const at::Tensor& block) {
+  return with_type(block, [&](auto zero) {
+    using T = decltype(zero);
+    return block_sum_of_squares(std::span<const T>(span_of<T>(block)));
+  });
+}
 
 }  // namespace
 
@@ -51,8 +59,8 @@ ShardedAdamw::ShardedAdamw(ParameterStore& store, const OptimConfig& optim, int6
     s.begin = comm.rank() * blocks / ranks * block;
     s.size = s.counts[comm.rank()];
     if (s.exact) {
-      s.sum = at::zeros({g.grad.numel()}, at::TensorOptions(at::kLong));
-      s.reduced = ranks > 1 ? at::zeros({s.size}, at::TensorOptions(at::kLong)) : s.sum;
+      s.sum = at::zeros({g.grad.numel()}, g.grad.options().dtype(at::kLong));
+      s.reduced = ranks > 1 ? at::zeros({s.size}, s.sum.options()) : s.sum;
     }
     for (at::Tensor* t : {&s.master, &s.m, &s.v}) *t = at::zeros({s.size}, g.grad.options());
     shards_.push_back(std::move(s));
@@ -96,23 +104,30 @@ void ShardedAdamw::begin_attempt() {
 }
 
 bool ShardedAdamw::fold_unit() {
+  const at::Device& device = store_.mesh().device();
   std::atomic<bool> legal{true};
+  at::Tensor illegal;
+  if (device.is_cuda()) illegal = at::zeros({1}, at::TensorOptions(device).dtype(at::kInt));
   for (Shard& s : shards_) {
     if (!s.exact) continue;
     at::Tensor& grad = store_.group(s.group).grad;
-    with_type(grad, [&](auto zero) {
-      using T = decltype(zero);
-      const auto g = span_of<T>(grad);
-      const auto sum = span_of<int64_t>(s.sum);
-      at::parallel_for(0, grad.numel(), kChunk, [&](int64_t a, int64_t b) {
-        if (!exact_fold(std::span<const T>(g.subspan(a, b - a)), q_, s.bound_bits,
-                        sum.subspan(a, b - a)))
-          legal = false;
+    if (device.is_cuda()) {
+      device::exact_fold(grad, q_, s.bound_bits, s.sum, illegal);
+    } else {
+      with_type(grad, [&](auto zero) {
+        using T = decltype(zero);
+        const auto g = span_of<T>(grad);
+        const auto sum = span_of<int64_t>(s.sum);
+        at::parallel_for(0, grad.numel(), kChunk, [&](int64_t a, int64_t b) {
+          if (!exact_fold(std::span<const T>(g.subspan(a, b - a)), q_, s.bound_bits,
+                          sum.subspan(a, b - a)))
+            legal = false;
+        });
       });
-    });
+    }
     grad.zero_();
   }
-  return legal;
+  return illegal.defined() ? illegal.item<int32_t>() == 0 : legal.load();
 }
 
 void ShardedAdamw::exchange() {
@@ -132,6 +147,10 @@ at::Tensor ShardedAdamw::decode(const Shard& s, int64_t at_element, int64_t n, d
     return factor == 1 ? g : (g.to(at::kDouble) * factor).to(grad.scalar_type());
   }
   at::Tensor out = at::empty({n}, grad.options());
+  if (out.is_cuda()) {
+    device::exact_decode(s.reduced.narrow(0, at_element, n), q_, factor, out);
+    return out;
+  }
   const auto x = span_of<int64_t>(s.reduced).subspan(at_element, n);
   with_type(out, [&](auto zero) {
     exact_decode(std::span<const int64_t>(x), q_, factor, span_of<decltype(zero)>(out));
@@ -144,12 +163,12 @@ ShardedAdamw::Norms ShardedAdamw::squared_norms(bool& finite) const {
   const int64_t block = store_.block_elements();
   for (const Shard& s : shards_) {
     if (!s.counted) continue;
+    at::Tensor on_device;  // all sums at once
+    if (s.master.is_cuda())
+      on_device = device::block_sums_of_squares(decode(s, 0, s.size, 1), block).cpu();
     for (int64_t at_element = 0; at_element < s.size; at_element += block) {
-      const at::Tensor g = decode(s, at_element, block, 1);
-      const double sum = with_type(g, [&](auto zero) {
-        using T = decltype(zero);
-        return block_sum_of_squares(std::span<const T>(span_of<T>(g)));
-      });
+      const double sum = on_device.defined() ? on_device.const_data_ptr<double>()[at_element / block]
+                                             : sum_of_squares(decode(s, at_element, block, 1));
       if (!(sum < 0x1p40)) {
         finite = false;
         continue;
@@ -183,6 +202,12 @@ void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied
     const bool bf16 = value.scalar_type() == at::kBFloat16;
     for (const Run& run : runs(s)) {
       step.weight_decay = run.parameter->decay ? optim_.weight_decay : 0;
+      if (value.is_cuda()) {
+        auto part = [&](const at::Tensor& t) { return t.narrow(0, run.at, run.n); };
+        device::adamw(step, decode(s, run.at, run.n, factor), part(s.master), part(s.m), part(s.v),
+                      value.narrow(0, s.begin + run.at, run.n));
+        continue;
+      }
       with_type(s.master, [&](auto zero) {
         using T = decltype(zero);
         const auto master = span_of<T>(s.master), m = span_of<T>(s.m), v = span_of<T>(s.v);
@@ -215,17 +240,18 @@ Fingerprint ShardedAdamw::fingerprint() const {
   Fingerprint f;
   for (const Shard& s : shards_) {
     if (!s.counted) continue;
+    const at::Tensor master = s.master.cpu();
     for (const Run& run : runs(s)) {
       const uint64_t key = hash_name(run.parameter->name);
       for (int64_t i = 0; i < run.n; ++i) {
         const int64_t index = run.parameter->global_index(run.first + i);
         if (index < 0) continue;
-        if (s.master.scalar_type() == at::kDouble) {
-          const auto bits = std::bit_cast<uint64_t>(s.master.const_data_ptr<double>()[run.at + i]);
+        if (master.scalar_type() == at::kDouble) {
+          const auto bits = std::bit_cast<uint64_t>(master.const_data_ptr<double>()[run.at + i]);
           f.add_word(static_cast<uint32_t>(bits), 2 * index, key);
           f.add_word(static_cast<uint32_t>(bits >> 32), 2 * index + 1, key);
         } else {
-          f.add_word(std::bit_cast<uint32_t>(s.master.const_data_ptr<float>()[run.at + i]), index,
+          f.add_word(std::bit_cast<uint32_t>(master.const_data_ptr<float>()[run.at + i]), index,
                      key);
         }
       }

@@ -39,7 +39,7 @@ class ShardedAdamw {
   void publish();  // collective over the gradient groups
 
   Fingerprint fingerprint() const;  // this rank's share; shares of all ranks combine
-  std::vector<TensorSlice> state_slices(bool with_moments = true);  // views, no copies
+  std::vector<TensorSlice> state_slices(bool with_moments = true);  // views: memory of the device
   int64_t state_bytes() const;
   int64_t exchange_bytes() const;  // sent per step and rank, about
 

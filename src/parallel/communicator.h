@@ -1,6 +1,7 @@
 // Message passing between the ranks of one axis of the mesh. Tensors are flat or row-major and
 // contiguous. Every call is collective over the communicator: all of its ranks make the same calls
-// in the same order. A call that does not finish within the deadline throws CommError.
+// in the same order. A call that does not finish within the deadline throws CommError. Those made
+// below move host memory; extend_to_device (parallel/device.h) adds the memory of GPUs.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -55,6 +56,8 @@ std::unique_ptr<Communicator> make_mpi_world(double deadline_s);
 void finalize_mpi();  // no-op when MPI was never initialised
 // True when this process was started by mpirun (or another launcher that sets its environment).
 bool started_by_mpi();
+// This rank's number among those on its host, as the launcher says it; 0 without one.
+int rank_on_host();
 
 // Runs `body` in num_ranks threads, each with a communicator over all of them. An exception in one
 // of them makes the waits of all others throw CommError; the first one is rethrown.

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "core/errors.h"
+#include "parallel/device.h"
 
 namespace maniple {
 
@@ -30,8 +31,11 @@ const char* to_string(GradGroup group) {
   return names[static_cast<int>(group)];
 }
 
-ProcessMesh::ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world)
-    : shape_(shape), world_(std::move(world)) {
+ProcessMesh::ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world,
+                         const at::Device& device)
+    : shape_(shape), device_(device) {
+  use_device(device);
+  world_ = extend_to_device(std::move(world), device);
   MANIPLE_INVARIANT(world_->size() == shape.num_ranks(), "{} != {}", world_->size(),
                     shape.num_ranks());
   const int rank = world_->rank();

@@ -33,12 +33,16 @@ enum class GradGroup {
 constexpr int kNumGradGroups = 4;
 const char* to_string(GradGroup group);
 
-// Owns the communicators by axis. Collective over the world to construct.
+// Owns the communicators by axis and knows the device on which this rank computes: what it hands
+// out moves tensors of that device as well as host memory. Collective over the world to construct,
+// by the thread that computes.
 class ProcessMesh {
  public:
-  ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world);
+  ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world,
+              const at::Device& device = at::kCPU);
 
   const MeshShape& shape() const { return shape_; }
+  const at::Device& device() const { return device_; }
   int64_t slice() const { return slice_; }
   int64_t position() const { return position_; }
   int64_t dp_index() const { return position_ / shape_.tp; }
@@ -54,6 +58,7 @@ class ProcessMesh {
 
  private:
   MeshShape shape_;
+  at::Device device_;
   std::unique_ptr<Communicator> world_;
   int64_t slice_, position_;
   std::unique_ptr<Communicator> in_slice_, tp_, experts_, dense_reduce_, expert_reduce_;

@@ -154,6 +154,12 @@ bool started_by_mpi() {
   return false;
 }
 
+int rank_on_host() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
+    if (const char* value = std::getenv(name)) return std::atoi(value);
+  return 0;
+}
+
 std::unique_ptr<Communicator> make_mpi_world(double deadline_s) {
   int initialized = 0;
   MPI_Initialized(&initialized);

@@ -66,12 +66,13 @@ void ParameterStore::allocate(int64_t block_elements) {
     g.members.push_back(&p);
   }
   const auto accumulate = accumulate_type(precision_);
+  const auto options = at::TensorOptions(mesh_.device());
   for (int i = 0; i < kNumGradGroups; ++i) {
     Group& g = groups_[i];
     const int64_t n = (g.used + block_elements - 1) / block_elements * block_elements;
     const bool exact = i == static_cast<int>(GradGroup::kPartial);
-    g.value = at::zeros({n}, at::TensorOptions(exact ? accumulate : compute_type(precision_)));
-    g.grad = at::zeros({n}, at::TensorOptions(accumulate));
+    g.value = at::zeros({n}, options.dtype(exact ? accumulate : compute_type(precision_)));
+    g.grad = at::zeros({n}, options.dtype(accumulate));
   }
   for (Parameter& p : parameters_) {
     Group& g = group(p.group);

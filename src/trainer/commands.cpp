@@ -18,6 +18,7 @@
 #include "interop/safetensors.h"
 #include "metrics/console.h"
 #include "model/shard_rules.h"
+#include "parallel/device.h"
 #include "trainer/agreement.h"
 #include "trainer/inference.h"
 #include "trainer/trainer.h"
@@ -33,16 +34,8 @@ int rank_of_environment() {
 
 void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
-// Refused rather than ignored: what the schema knows and this build does not do yet.
-void check_supported(const Config& c) {
-  auto refuse = [](const std::string& what, const std::string& fix) {
-    throw ConfigError(what + " is not supported by this build; " + fix);
-  };
-  if (c.run.device != "cpu") refuse("run.device=" + c.run.device, "set run.device=cpu");
-}
-
 struct Options {
-  std::string config, model, ids, out, dtype = "fp32", prompt, resume;
+  std::string config, model, ids, out, dtype = "fp32", device = "cpu", prompt, resume;
   std::vector<std::string> overrides;
   int64_t ranks = 0, tokens = 200, rows = 64;
   double temperature = 0.8, top_p = 0.95;
@@ -50,11 +43,7 @@ struct Options {
   std::string what = "print";
 };
 
-Config load(const Options& o) {
-  Config config = load_config(o.config, o.overrides);
-  check_supported(config);
-  return config;
-}
+Config load(const Options& o) { return load_config(o.config, o.overrides); }
 
 ExitCode command_train(const Options& o) {
   set_parent_death_signal();
@@ -119,7 +108,7 @@ ExitCode command_config(const Options& o) {
 }
 
 ExitCode command_sample(const Options& o) {
-  InferenceModel model(o.model, "fp32");
+  InferenceModel model(o.model, "fp32", o.device);
   print(o.prompt);
   model.sample(o.prompt, o.tokens, o.temperature, o.top_p, o.seed, [](int64_t token) {
     if (token < 256) {
@@ -134,7 +123,7 @@ ExitCode command_sample(const Options& o) {
 }
 
 ExitCode command_eval(const Options& o) {
-  InferenceModel model(o.model, o.dtype);
+  InferenceModel model(o.model, o.dtype, o.device);
   if (is_hub_folder(o.model))
     throw UsageError("eval takes a run folder or checkpoint, whose config names the data; " + o.model +
                      " is a Hugging Face folder");
@@ -157,7 +146,7 @@ ExitCode command_logits(const Options& o) {
     return DataError(fmt::format("cannot use --ids {}: {}; give a JSON list of id lists of one length", o.ids, why));
   };
   if (!json.is_array() || json.empty()) throw bad("it is not a non-empty JSON list");
-  InferenceModel model(o.model, o.dtype);
+  InferenceModel model(o.model, o.dtype, o.device);
   std::vector<int64_t> flat;
   for (const auto& row : json) {
     if (!row.is_array() || row.empty()) throw bad("a row is not a non-empty list");
@@ -173,7 +162,7 @@ ExitCode command_logits(const Options& o) {
   const at::Tensor ids = at::tensor(flat, at::TensorOptions(at::kLong)).view({num_rows, T});
   const at::ScalarType type = o.dtype == "fp64" ? at::kDouble : at::kFloat;
   SafetensorsWriter writer(o.out, {{"logits", type, {num_rows, T, model.model().vocab_size}}});
-  writer.write("logits", model.logits(ids).to(type).contiguous());
+  writer.write("logits", model.logits(ids).to(type).cpu().contiguous());
   writer.finish();
   return ExitCode::kOk;
 }
@@ -203,6 +192,7 @@ ExitCode command_doctor() {
       {"CPU capability", at::get_cpu_capability()},
       {"bf16 products", at::globalContext().userEnabledMkldnn() ? "oneDNN" : "reference"},
       {"processors", std::to_string(std::thread::hardware_concurrency())},
+      {"GPUs", describe_gpus()},
       {"MPI", [] {
          char text[MPI_MAX_LIBRARY_VERSION_STRING];
          int length = 0;
@@ -240,6 +230,9 @@ int run_program(int argc, char** argv) {
   config_c->add_option("config", o.config, "YAML file");
   config_c->add_option("overrides", o.overrides, "group.key=value ...");
   auto with_model = [&](CLI::App* c) { c->add_option("model", o.model, "run folder or checkpoint")->required(); };
+  auto with_device = [&](CLI::App* c) {
+    c->add_option("--device", o.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  };
   auto* sample_c = add("sample", "Continue a text. Example: maniple sample runs/quickstart --prompt 'def '");
   with_model(sample_c);
   sample_c->add_option("--prompt", o.prompt, "text to continue");
@@ -247,15 +240,18 @@ int run_program(int argc, char** argv) {
   sample_c->add_option("--temperature", o.temperature, "0: the most likely token")->check(CLI::NonNegativeNumber);
   sample_c->add_option("--top-p", o.top_p, "draw from the smallest set with this mass")->check(CLI::Range(0.0, 1.0));
   sample_c->add_option("--seed", o.seed, "of the draws");
+  with_device(sample_c);
   auto* eval_c = add("eval", "Validation loss of a checkpoint. Example: maniple eval runs/quickstart --rows 128");
   with_model(eval_c);
   eval_c->add_option("--rows", o.rows, "validation rows")->check(CLI::PositiveNumber);
   const auto dtypes = CLI::IsMember({"fp64", "fp32", "bf16"});
   eval_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
+  with_device(eval_c);
   auto* logits_c = add("logits", "Logits of given ids as safetensors. Example: maniple logits --model DIR --ids ids.json --dtype fp64 --out logits.safetensors");
   logits_c->add_option("--model", o.model, "Hugging Face folder or checkpoint")->required();
   logits_c->add_option("--ids", o.ids, "JSON list of id lists")->required();
   logits_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
+  with_device(logits_c);
   logits_c->add_option("--out", o.out, "safetensors file to write")->required();
   auto* inspect_c = add("inspect", "List the tensors of a checkpoint. Example: maniple inspect runs/quickstart");
   with_model(inspect_c);

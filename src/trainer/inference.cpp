@@ -5,10 +5,12 @@
 #include "core/config_schema.h"
 #include "core/errors.h"
 #include "core/random.h"
+#include "parallel/device.h"
 
 namespace maniple {
 
-InferenceModel::InferenceModel(const std::string& path, const std::string& precision) {
+InferenceModel::InferenceModel(const std::string& path, const std::string& precision,
+                               const std::string& device) {
   std::unique_ptr<CheckpointInfo> checkpoint;
   if (is_hub_folder(path)) {
     config_.model.hf_config = path + "/config.json";
@@ -20,9 +22,11 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
   at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.parallel = {};
   config_.train.precision = precision;
+  config_.run.device = device;
   config_.batch.units = 0;
   config_.batch.micro_batch_rows = 1;
-  mesh_ = std::make_unique<ProcessMesh>(MeshShape{}, make_single_communicator());
+  mesh_ = std::make_unique<ProcessMesh>(MeshShape{}, make_single_communicator(),
+                                        find_device(device, 0));
   trained_ = std::make_unique<TrainedModel>(config_, resolve_model(config_.model), *mesh_);
   for (MoeLayer* layer : trained_->moe_layers) layer->router().training = false;
   if (checkpoint)
@@ -33,15 +37,16 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
   context_ = checkpoint ? config_.batch.seq_len : model().max_position_embeddings;
 }
 
-at::Tensor InferenceModel::logits(const at::Tensor& ids) {
+at::Tensor InferenceModel::logits(const at::Tensor& host_ids) {
   at::NoGradGuard no_grad;
+  const at::Tensor ids = host_ids.to(mesh_->device());
   const at::Tensor position = at::arange(ids.size(1), ids.options()).expand_as(ids).contiguous();
   const at::Tensor h = trained_->decoder->forward(ids, position, at::zeros_like(ids));
   return head_logits(h);
 }
 
 at::Tensor InferenceModel::logits(const at::Tensor& ids, DecoderCache& cache) {
-  return head_logits(trained_->decoder->forward(ids, cache));
+  return head_logits(trained_->decoder->forward(ids.to(mesh_->device()), cache));
 }
 
 at::Tensor InferenceModel::head_logits(const at::Tensor& h) {
@@ -70,7 +75,7 @@ void InferenceModel::sample(const std::string& prompt, int64_t num_tokens, doubl
     }
     const at::Tensor in = at::tensor(std::vector<int64_t>(ids.end() - unread, ids.end()),
                                      at::TensorOptions(at::kLong)).unsqueeze(0);
-    const at::Tensor z = logits(in, cache)[0][unread - 1].to(at::kDouble);
+    const at::Tensor z = logits(in, cache)[0][unread - 1].cpu().to(at::kDouble);
     unread = 1;
     int64_t next;
     if (temperature <= 0) {

@@ -1,4 +1,4 @@
-// A trained or imported model on one process, for evaluation, sampling and logits.
+// A trained or imported model on one process and device, for evaluation, sampling and logits.
 #pragma once
 
 #include "trainer/run_state.h"
@@ -8,9 +8,10 @@ namespace maniple {
 class InferenceModel {
  public:
   // path: Hugging Face folder, checkpoint, checkpoints/ or run folder. precision: fp32, bf16, fp64.
-  InferenceModel(const std::string& path, const std::string& precision);
+  // device: cpu, cuda.
+  InferenceModel(const std::string& path, const std::string& precision, const std::string& device);
 
-  // ids [B, S] int64 -> logits [B, S, V] (accumulation type). No gradient.
+  // ids [B, S] int64 -> logits [B, S, V] (accumulation type, on the device). No gradient.
   at::Tensor logits(const at::Tensor& ids);
   // The same for ids [B, n] that follow those in `cache`, which takes them up.
   at::Tensor logits(const at::Tensor& ids, DecoderCache& cache);

@@ -23,6 +23,11 @@ std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, boo
   return slices;
 }
 
+at::Tensor bytes_of(const TensorSlice& slice, const at::Device& device) {
+  return at::from_blob(slice.data, {(slice.end - slice.begin) * element_bytes(slice.type)},
+                       at::TensorOptions(at::kByte).device(device));
+}
+
 void set_random_weights(TrainedModel& model, uint64_t seed) {
   model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
     for (int64_t i = 0; i < n; ++i) out[i] = initial_value(p, seed, p.global_index(first + i));
@@ -48,7 +53,19 @@ void load_hub_weights(TrainedModel& model, const std::string& folder) {
 
 void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments) {
   std::vector<TensorSlice> slices = state_slices(model, true, with_moments);
-  load_slices(checkpoint, slices);
+  const at::Device& device = model.store.mesh().device();
+  if (device.is_cpu()) {
+    load_slices(checkpoint, slices);
+  } else {
+    std::vector<TensorSlice> host = slices;
+    std::vector<at::Tensor> bytes;
+    for (TensorSlice& s : host) {
+      bytes.push_back(at::empty_like(bytes_of(s, device), at::TensorOptions(at::kCPU)));
+      s.data = bytes.back().data_ptr();
+    }
+    load_slices(checkpoint, host);
+    for (size_t i = 0; i < slices.size(); ++i) bytes_of(slices[i], device).copy_(bytes[i]);
+  }
   model.optimizer->refresh_values();
 }
 

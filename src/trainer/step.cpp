@@ -149,6 +149,7 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
     put(b.position, rows[r].position);
     put(b.document, rows[r].document);
   }
+  for (at::Tensor* t : {&b.ids, &b.target, &b.position, &b.document}) *t = t->to(mesh_.device());
   return b;
 }
 
@@ -185,9 +186,11 @@ void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
     RouterSums& s = layer->router().sums;
     for (const double* x : s.numbers()) add(to_quanta(*x * scale_));
     add(s.num_tokens);
-    const int64_t* counts = s.counts.data_ptr<int64_t>();
+    const at::Tensor host_counts = s.counts.cpu();
+    const int64_t* counts = host_counts.data_ptr<int64_t>();
     for (int64_t e = 0; e < model_.model.num_experts; ++e) add(counts[e]);
-    const double* probability = s.probability.data_ptr<double>();
+    const at::Tensor host_probability = s.probability.cpu();
+    const double* probability = host_probability.data_ptr<double>();
     for (int64_t e = 0; e < model_.model.num_experts; ++e) add(to_quanta(probability[e] * scale_));
     unit_counts_[unit - first_unit_][l++].copy_(s.counts);
     logit_max_ = std::max(logit_max_, s.logit_max);
@@ -295,7 +298,7 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
       const at::Tensor counts = at::tensor(out.counts[l], at::TensorOptions(at::kLong)).to(at::kDouble);
       router.previous_f.copy_(counts / counts.sum().clamp_min(1));
       if (model_.model.router_bias && config_.moe.bias_rate > 0)
-        router.bias.add_((counts.mean() - counts).sign().to(at::kFloat), config_.moe.bias_rate);
+        router.bias.add_((counts.mean() - counts).sign().to(router.bias.options()), config_.moe.bias_rate);
     }
     clock_.enter(Phase::kPublish);
 

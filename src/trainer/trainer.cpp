@@ -20,6 +20,7 @@
 #include "metrics/jsonl_sink.h"
 #include "metrics/tensorboard_sink.h"
 #include "optim/schedule.h"
+#include "parallel/device.h"
 #include "trainer/agreement.h"
 #include "trainer/run_state.h"
 #include "trainer/step_metrics.h"
@@ -65,9 +66,9 @@ class CheckpointWriter {
     });
     copies_.clear();
     for (TensorSlice& s : slices) {
-      const auto bytes = static_cast<size_t>((s.end - s.begin) * element_bytes(s.type));
-      copies_.emplace_back(static_cast<char*>(s.data), static_cast<char*>(s.data) + bytes);
-      s.data = copies_.back().data();
+      const at::Tensor bytes = bytes_of(s, mesh_.device());
+      copies_.push_back(bytes.to(at::TensorOptions(at::kCPU), /*non_blocking=*/false, /*copy=*/true));
+      s.data = copies_.back().data_ptr();
     }
     const int writers = mesh_.world().size();
     thread_ = std::thread([=, this, slices = std::move(slices)] {
@@ -99,7 +100,7 @@ class CheckpointWriter {
   const Config& config_;
   ProcessMesh& mesh_;
   const std::string attempt_;
-  std::vector<std::vector<char>> copies_;
+  std::vector<at::Tensor> copies_;
   std::thread thread_;
   std::exception_ptr failure_;
   std::atomic<bool> failed_{false};
@@ -110,7 +111,7 @@ std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
   if (mesh.world().rank() == 0)
     for (MoeLayer* layer : model.moe_layers) {
       const uint64_t key = hash_name("router_bias") + static_cast<uint64_t>(layer->router().layer());
-      const at::Tensor& bias = layer->router().bias;
+      const at::Tensor bias = layer->router().bias.cpu();
       for (int64_t e = 0; e < bias.numel(); ++e) {
         uint32_t word;
         std::memcpy(&word, bias.data_ptr<float>() + e, 4);
@@ -243,8 +244,10 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   MeshShape shape;
   std::unique_ptr<RowSource> rows;
   std::unique_ptr<RunLock> lock;
+  at::Device device = at::kCPU;
   const bool chief = world->rank() == 0;
   agree(*world, [&] {
+    device = find_device(config.run.device, rank_on_host());
     model_config = resolve_model(config.model);
     shape = make_mesh_shape(config.parallel, world->size());
     num_units(config.batch, shape);  // refuse before anything is allocated
@@ -253,7 +256,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     if (!chief) return;
     lock = std::make_unique<RunLock>(config.run.dir);
   });
-  ProcessMesh mesh(shape, std::move(world));
+  ProcessMesh mesh(shape, std::move(world), device);
   std::unique_ptr<TrainedModel> made;
   agree(mesh.world(), [&] { made = std::make_unique<TrainedModel>(config, model_config, mesh); });
   TrainedModel& model = *made;

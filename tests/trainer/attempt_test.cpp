@@ -154,7 +154,8 @@ TEST(BalanceLoss, GradientIsThatOfFiniteDifferences) {
         at::tensor(std::vector<double>{.3, .2, .1, .1, .1, .1, .06, .04}, wide));
     const Row row = t.rows->row(Split::kTrain, 3);
     auto tensor_of = [](const std::vector<int32_t>& v) {
-      return at::tensor(std::vector<int64_t>(v.begin(), v.end()), at::TensorOptions(at::kLong)).unsqueeze(0);
+      return at::tensor(std::vector<int64_t>(v.begin(), v.end()), at::TensorOptions(at::kLong))
+          .unsqueeze(0).to(test_device());
     };
     // The first layer's loss: what lies behind the first router does not enter it.
     auto loss = [&] {
@@ -167,17 +168,17 @@ TEST(BalanceLoss, GradientIsThatOfFiniteDifferences) {
     Parameter& weight = t.model.store.find(name);
     t.model.store.zero_grad();
     loss().backward();
-    const at::Tensor gradient = weight.grad.clone().reshape({-1});
+    const at::Tensor gradient = weight.grad.cpu().clone().reshape({-1});
     at::NoGradGuard no_grad;
-    double* w = weight.value.data_ptr<double>();
+    const at::Tensor w = weight.value.view({-1});
     double largest = 0;
     for (const int64_t i : {0, 5, 71, 72, 200, 333, 500, 575}) {
-      const double h = 1e-5, before = w[i];
-      w[i] = before + h;
+      const double h = 1e-5, before = w[i].item<double>();
+      w[i].fill_(before + h);
       const double up = loss().item<double>();
-      w[i] = before - h;
+      w[i].fill_(before - h);
       const double down = loss().item<double>();
-      w[i] = before;
+      w[i].fill_(before);
       const double expected = (up - down) / (2 * h), got = gradient[i].item<double>();
       EXPECT_NEAR(got, expected, 1e-6 * std::abs(expected) + 1e-8) << name << " " << i;
       largest = std::max(largest, std::abs(got));

@@ -11,6 +11,7 @@
 
 #include "core/files.h"
 #include "interop/hf_names.h"
+#include "test_device.h"
 #include "trainer/run_state.h"
 #include "trainer/step.h"
 
@@ -45,7 +46,7 @@ class Golden {
 struct Subject {
   Subject(const Golden& golden, const std::string& precision, int64_t rows = 1)
       : config(make_config(golden, precision, rows)),
-        mesh(MeshShape{}, make_single_communicator()),
+        mesh(MeshShape{}, make_single_communicator(), test_device()),
         trained(config, resolve_model(config.model), mesh) {
     load_hub_weights(trained, golden.folder);
     trained.optimizer->begin_attempt();
@@ -70,18 +71,19 @@ struct Subject {
 
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position, const at::Tensor& document,
                      std::vector<at::Tensor>* hidden = nullptr) {
-    return trained.decoder->forward(ids, position, document, hidden)[0];  // [T, D]
+    auto here = [&](const at::Tensor& t) { return t.to(mesh.device()); };
+    return trained.decoder->forward(here(ids), here(position), here(document), hidden)[0];  // [T, D]
   }
   at::Tensor logits(const at::Tensor& h_TD) {
     const at::Tensor head = trained.decoder->head().value.narrow(0, 0, trained.model.vocab_size);
-    return at::matmul(h_TD, head.t()).to(at::kDouble);  // [T, V]
+    return at::matmul(h_TD, head.t()).cpu().to(at::kDouble);  // [T, V]
   }
   // Mean over the targets.
   at::Tensor loss(const at::Tensor& h_TD, const at::Tensor& target_T) {
     const auto n = static_cast<double>((target_T >= 0).sum().item<int64_t>());
     CrossEntropySums sums;
-    return cross_entropy(h_TD, trained.decoder->head(), trained.model.vocab_size, target_T, 1 / n,
-                         mesh.tp(), sums);
+    return cross_entropy(h_TD, trained.decoder->head(), trained.model.vocab_size,
+                         target_T.to(mesh.device()), 1 / n, mesh.tp(), sums);
   }
 
   const Config config;
@@ -100,7 +102,7 @@ at::Tensor targets_of(const at::Tensor& ids) {
 
 double largest(const at::Tensor& x) { return x.abs().max().item<double>(); }
 double deviation(const at::Tensor& ours, const at::Tensor& theirs) {
-  return largest(ours.to(at::kDouble).reshape(theirs.sizes()) - theirs);
+  return largest(ours.cpu().to(at::kDouble).reshape(theirs.sizes()) - theirs);
 }
 
 // The gradient of an expert without tokens is 0, and nothing else will do.
@@ -131,7 +133,7 @@ class Deviations {
 at::Tensor hub_gradient(const Parameter& p, const HubSlice& slice) {
   at::Tensor g = p.grad;
   for (int64_t i : slice.index) g = g[i];
-  return g.reshape(slice.shape).to(at::kDouble);
+  return g.reshape(slice.shape).cpu().to(at::kDouble);
 }
 
 // Every gradient, entry by entry, and the norm of every gradient (also of those that the file
@@ -158,8 +160,8 @@ void expect_gradients(const Golden& golden, Subject& subject, double tolerance) 
 
 // Chosen experts in ascending order with their weights, [T, K] each.
 std::pair<at::Tensor, at::Tensor> by_index(const Routing& routing) {
-  const auto [experts, order] = routing.experts_TK.sort(1);
-  return {experts, routing.weights_TK.detach().gather(1, order)};
+  const auto [experts, order] = routing.experts_TK.cpu().sort(1);
+  return {experts, routing.weights_TK.detach().cpu().gather(1, order)};
 }
 
 // Balance loss of Hugging Face: E sum_i F_i P_i over the tokens of all layers together, F_i the
@@ -167,8 +169,8 @@ std::pair<at::Tensor, at::Tensor> by_index(const Routing& routing) {
 double hub_aux_loss(const std::vector<Routing>& routing) {
   std::vector<at::Tensor> logits, experts;
   for (const Routing& r : routing) {
-    logits.push_back(r.logits_TE);
-    experts.push_back(r.experts_TK);
+    logits.push_back(r.logits_TE.cpu());
+    experts.push_back(r.experts_TK.cpu());
   }
   const at::Tensor logits_TE = at::cat(logits);
   const int64_t E = logits_TE.size(1), T = logits_TE.size(0);
@@ -244,7 +246,7 @@ TEST_P(GoldenExact, GradientOfTheBalanceLossAgrees) {
   const auto K = static_cast<double>(moe.routing[0].experts_TK.size(1));
   at::Tensor f = at::zeros({subject.trained.model.num_experts}, at::kDouble);
   for (const Routing& r : moe.routing)
-    f += at::bincount(r.experts_TK.reshape({-1}), {}, f.numel()) / (K * kTokens * num_layers);
+    f += at::bincount(r.experts_TK.cpu().reshape({-1}), {}, f.numel()) / (K * kTokens * num_layers);
   for (MoeLayer* layer : subject.trained.moe_layers) layer->router().previous_f.copy_(f);
   moe.settings.aux_coef = K / (kTokens * num_layers);
 

@@ -19,7 +19,7 @@ class KvCacheLogits : public testing::TestWithParam<std::tuple<std::string, std:
 
 TEST_P(KvCacheLogits, AreThoseOfTheWholeSequence) {
   const auto& [family, precision] = GetParam();
-  InferenceModel model(golden(family), precision);
+  InferenceModel model(golden(family), precision, "cpu");
   const int64_t S = 40, V = model.model().vocab_size;
   const at::Tensor ids =
       (at::arange(2 * S, at::TensorOptions(at::kLong)) * 7919 + 13).remainder(V).view({2, S});
@@ -66,7 +66,7 @@ TEST(KvCache, SlidingLayersKeepTheWindowOnly) {
 
 // A context of 32 tokens overflows several times; the draws depend on the seed alone.
 TEST(Sample, GoesOnBeyondTheContext) {
-  InferenceModel model(golden("gemma3_text"), "fp32");
+  InferenceModel model(golden("gemma3_text"), "fp32", "cpu");
   const auto draw = [&](uint64_t seed, double temperature) {
     std::vector<int64_t> ids;
     model.sample("\x01\x02\x03", 2 * model.context() + 5, temperature, 0.95, seed,

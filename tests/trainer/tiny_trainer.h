@@ -1,10 +1,11 @@
-// A small model, its trainer, and runs of three steps on ranks that are threads.
+// A small model, its trainer, and runs of a few steps on ranks that are threads.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <mutex>
 
+#include "test_device.h"
 #include "trainer/run_state.h"
 
 namespace maniple {
@@ -31,7 +32,7 @@ struct Trainer {
   Trainer(const Config& c, std::unique_ptr<Communicator> world)
       : config(c),
         shape(make_mesh_shape(c.parallel, world->size())),
-        mesh(shape, std::move(world)),
+        mesh(shape, std::move(world), test_device()),
         rows(open_row_source(c.data, c.batch.seq_len, 257, c.run.seed)),
         model(config, resolve_model(config.model), mesh),
         step(config, model, mesh, *rows) {
@@ -53,15 +54,16 @@ struct Outcome {
 
 using Prepare = std::function<void(Trainer&, int64_t step)>;
 
-// Three steps on num_ranks ranks; every rank must see the same losses and attempts. `prepare` is
-// called before each step.
-inline Outcome train_steps(const Config& config, int num_ranks, const Prepare& prepare = {}) {
+// Steps on num_ranks ranks; every rank must see the same losses and attempts. `prepare` is called
+// before each step.
+inline Outcome train_steps(const Config& config, int num_ranks, const Prepare& prepare = {},
+                           int64_t num_steps = 3) {
   Outcome out;
-  out.states.resize(3);
+  out.states.resize(num_steps);
   std::mutex mutex;
   run_local_ranks(num_ranks, [&](std::unique_ptr<Communicator> world) {
     Trainer t(config, std::move(world));
-    for (int64_t s = 1; s <= 3; ++s) {
+    for (int64_t s = 1; s <= num_steps; ++s) {
       if (prepare) prepare(t, s);
       const StepOutcome o = t.step.run(s, config.optim.lr);
       const std::lock_guard lock(mutex);
@@ -70,7 +72,7 @@ inline Outcome train_steps(const Config& config, int num_ranks, const Prepare& p
       EXPECT_EQ(o.attempts, out.steps[s - 1].attempts);
       EXPECT_EQ(o.loss, out.steps[s - 1].loss);
     }
-    EXPECT_EQ(t.step.applied_steps, 3);
+    EXPECT_EQ(t.step.applied_steps, num_steps);
   });
   return out;
 }
