@@ -112,6 +112,7 @@ void Link::begin_frame() {
   if (!header) return fail("corrupted: bytes that are no frame");
   in_header_ = *header;
   in_header_have_ = 0;
+  if (header->encoding == kGoodbye) return owner_->link_left(peer_);
   judge();
 }
 
@@ -224,6 +225,13 @@ bool Link::write_some() {
     owner_->piece_sent(peer_, operation, out_payload_.size());
   }
   return !closed_;
+}
+
+void Link::say_goodbye(FrameHeader header) {
+  if (closed_ || out_frame_ || !queue_.empty()) return;
+  header.encoding = kGoodbye;
+  asio::error_code ignored;
+  socket_.write_some(asio::buffer(encode(header)), ignored);
 }
 
 void Link::forget(const Operation* operation) {

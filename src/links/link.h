@@ -26,6 +26,7 @@ class LinkOwner {
   virtual void piece_sent(int peer, const std::shared_ptr<Operation>& operation, size_t bytes) = 0;
   virtual void piece_received(int peer, const std::shared_ptr<Operation>& operation) = 0;
   virtual void link_failed(int peer, const std::string& reason) = 0;  // closes the link
+  virtual void link_left(int peer) = 0;                               // closes the link
 
  protected:
   ~LinkOwner() = default;
@@ -41,7 +42,8 @@ class Link : public std::enable_shared_from_this<Link> {
   // Forgets an operation: a frame of it that is half sent is finished from a copy, one that is half
   // received is read and dropped. Its memory is not touched afterwards.
   void forget(const Operation* operation);
-  void close();  // the owner is not called any more
+  void say_goodbye(FrameHeader header);  // if nothing is under way; best effort
+  void close();                          // the owner is not called any more
   int descriptor() { return socket_.native_handle(); }
 
  private:

@@ -59,7 +59,8 @@ struct LinkConfig {
 class LinkSet {
  public:
   LinkSet(Progress& progress, LinkListener& listener, LinkConfig config);
-  // Ends the links; the peers see an end of file, after all bytes of operations that are done.
+  // Ends the links. With all operations done and no break it says goodbye: operations of the others
+  // that need nothing more of this member go on, new ones fail.
   ~LinkSet();
   LinkSet(const LinkSet&) = delete;
   LinkSet& operator=(const LinkSet&) = delete;
@@ -92,7 +93,7 @@ class LinkSet {
   // set is of no use afterwards. For watchdogs: calls shutdown(2), closes nothing.
   void shutdown(const std::string& reason);
 
-  // Why operations fail from now on; empty while all is well.
+  // Why all operations fail; empty while no link broke.
   std::string broken() const;
   // Slices that owe something to running operations.
   std::vector<int> waiting_for() const;

@@ -155,13 +155,20 @@ void LinkSet::Impl::close() {
   progress.door.reset();
   for (auto& dial : progress.dials)
     if (dial) dial->close();
+  bool orderly = progress.running.empty();
   end_all("the link set was closed");
   {
     std::lock_guard lock(mutex);
+    orderly = orderly && shared.broken.empty();
     std::fill(shared.descriptors.begin(), shared.descriptors.end(), -1);
   }
-  for (auto& link : progress.links)
+  FrameHeader last;
+  last.incarnation = config.incarnation;
+  last.epoch = config.epoch;
+  for (auto& link : progress.links) {
+    if (link && orderly) link->say_goodbye(last);
     if (link) link->close();
+  }
   progress.links.assign(progress.links.size(), nullptr);
 }
 
@@ -172,7 +179,7 @@ void LinkSet::Impl::add(const std::shared_ptr<Operation>& op) {
   std::string broken;
   {
     std::lock_guard lock(mutex);
-    broken = shared.broken;
+    broken = shared.broken.empty() ? shared.left : shared.broken;
     if (op->state_ != State::kRunning) return;
     if (broken.empty() && op->open_ > 0)
       for (size_t i = 0; i < op->to_receive_.size(); ++i) shared.owes[i] += op->to_receive_[i] > 0;
@@ -290,17 +297,42 @@ void LinkSet::Impl::set_attempt(Tag tag) {
 
 // --- Failure -----------------------------------------------------------------------------------
 
-void LinkSet::Impl::link_failed(int peer, const std::string& reason) {
-  const std::shared_ptr<Link> link = std::exchange(progress.links[peer], nullptr);
+std::shared_ptr<Link> LinkSet::Impl::take_link(int peer) {
+  std::lock_guard lock(mutex);
+  shared.descriptors[peer] = -1;
+  return std::exchange(progress.links[peer], nullptr);
+}
+
+bool LinkSet::Impl::needs(const Operation& op, int peer) const {
+  return op.received_[peer] < op.to_receive_[peer] || op.sent_[peer] < op.to_send_[peer];
+}
+
+// What the others still owe comes as before.
+void LinkSet::Impl::link_left(int peer) {
+  const auto link = take_link(peer);
   if (!link) return;
-  bool shut;
+  link->close();
+  const std::string left =
+      fmt::format("epoch {}: slice {} has left it", config.epoch, config.members[peer].slice);
   {
     std::lock_guard lock(mutex);
-    shared.descriptors[peer] = -1;
-    shut = shared.shut;
+    shared.left = left;
   }
+  for (const auto& [sequence, op] : progress.running)
+    if (needs(*op, peer)) return fail(left);
+}
+
+void LinkSet::Impl::link_failed(int peer, const std::string& reason) {
+  const auto link = take_link(peer);
+  if (!link) return;
   link->close();
-  if (shut) return fail("");
+  {
+    std::unique_lock lock(mutex);
+    if (shared.shut) {
+      lock.unlock();
+      return fail("");
+    }
+  }
   const int slice = config.members[peer].slice;
   fail(fmt::format("link to slice {}: {}", slice, reason));
   if (config.on_broken) config.on_broken(slice, reason);
@@ -310,7 +342,9 @@ void LinkSet::Impl::fail(const std::string& reason) {
   std::string first;
   {
     std::lock_guard lock(mutex);
-    if (shared.broken.empty()) shared.broken = fmt::format("epoch {}: {}", config.epoch, reason);
+    if (shared.broken.empty())
+      shared.broken =
+          reason.starts_with("epoch ") ? reason : fmt::format("epoch {}: {}", config.epoch, reason);
     first = shared.broken;
     changed.notify_all();
   }
@@ -329,7 +363,7 @@ void LinkSet::Impl::give_up(const std::shared_ptr<Operation>& op, double deadlin
       progress.running[op->sequence_] != op)
     return;
   for (size_t i = 0; i < op->to_send_.size(); ++i)
-    if (op->received_[i] < op->to_receive_[i] || op->sent_[i] < op->to_send_[i])
+    if (needs(*op, static_cast<int>(i)))
       link_failed(static_cast<int>(i),
                   fmt::format("no end of an operation within {} s", deadline_s));
 }

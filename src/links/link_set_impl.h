@@ -40,9 +40,12 @@ struct LinkSet::Impl final : LinkOwner, std::enable_shared_from_this<LinkSet::Im
 
   Verdict judge(int peer, const FrameHeader& header, std::shared_ptr<Operation>& op) override;
   FrameHeader header_of(const Operation& operation) const override;
+  bool needs(const Operation& operation, int peer) const;
   void piece_sent(int peer, const std::shared_ptr<Operation>& operation, size_t bytes) override;
   void piece_received(int peer, const std::shared_ptr<Operation>& operation) override;
   void link_failed(int peer, const std::string& reason) override;
+  void link_left(int peer) override;
+  std::shared_ptr<Link> take_link(int peer);  // none: it is gone already
 
   const LinkConfig config;
   const std::shared_ptr<LinkListener::Impl> listener;
@@ -68,6 +71,7 @@ struct LinkSet::Impl final : LinkOwner, std::enable_shared_from_this<LinkSet::Im
   std::condition_variable changed;
   struct {
     std::string broken;
+    std::string left;  // a member said goodbye: no operation can begin
     bool shut = false, connected = false;
     std::vector<int> descriptors;  // -1: none
     std::vector<int> owes;         // running operations that wait for a member

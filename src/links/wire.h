@@ -56,6 +56,9 @@ struct FrameHeader {
   bool operator==(const FrameHeader&) const = default;
 };
 
+// The encoding of the last frame of a member that leaves with all its operations done; no payload.
+constexpr uint32_t kGoodbye = 0xffffffffu;
+
 constexpr size_t kFrameHeaderBytes = 80;
 using FrameHeaderBytes = std::array<uint8_t, kFrameHeaderBytes>;
 FrameHeaderBytes encode(const FrameHeader& header);

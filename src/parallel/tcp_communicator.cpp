@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "parallel/move_operation.h"
+#include "links/move_operation.h"
 #include "parallel/sum_operation.h"
 
 namespace maniple {

@@ -1,4 +1,4 @@
-#include "parallel/move_operation.h"
+#include "links/move_operation.h"
 
 #include <algorithm>
 
