@@ -253,6 +253,7 @@ TEST(LinkSet, MemberThatLeavesAfterItsLastOperationDisturbsNobody) {
   };
   wait_until([&] { return error_of(new_one).find("slice 12 has left") != std::string::npos; });
   sends->may_send = true;
+  members[1]->links->wait(*sends, 60);
   links.wait(*waits, 60);
   EXPECT_EQ(got, byte);
   EXPECT_EQ(links.broken(), "");
