@@ -1,7 +1,7 @@
 // One reduce-scatter of int64 sums between ranks (processes) of this machine over links, measured
 // on request: for scripts and bench/tcp_vs_gloo, which alternates it with others.
 //
-//   tcp_reduce_scatter RANKS MIB
+//   bench_tcp_reduce_scatter RANKS MIB
 //
 // Per line of standard input, "DATA PACK CHECK" (gradient or wide; 0 or 1; 0 or 1), one operation
 // of MIB MiB per rank between two barriers. Answer: milliseconds, CPU milliseconds of all ranks,
