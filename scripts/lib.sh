@@ -7,7 +7,7 @@ cache=${MANIPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/maniple}
 torch_version=${MANIPLE_TORCH_VERSION:-2.14.0}
 torch_cuda_version=2.11.0
 packages=(g++ cmake ninja-build ccache python3 python3-pip openmpi-bin libopenmpi-dev libhdf5-dev
-          libyaml-cpp-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
+          libyaml-cpp-dev libasio-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
           libgtest-dev libgmock-dev)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
