@@ -1,0 +1,88 @@
+// What goes into the coordinator and what comes out.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "elastic/history.h"
+#include "elastic/messages.h"
+#include "elastic/reshard.h"
+#include "elastic/timeouts.h"
+
+namespace maniple {
+
+struct CoordinatorConfig {
+  uint32_t slices = 1;      // declared members; epoch 1 waits for them
+  uint32_t spares = 0;      // slots beyond, launched and kept waiting
+  uint32_t min_slices = 1;  // below it the job pauses
+  Step last_step = 1;
+  BlockLayout layout;
+  uint32_t max_restarts = 5;  // failures in a row before a slot is banned
+  uint64_t config_hash = 0;   // of what all slices must have in common
+  Timeouts timeouts;
+
+  uint32_t num_slots() const { return slices + spares; }
+};
+
+// --- Events ----------------------------------------------------------------------------------
+
+// A message of an agent or a slice. The shell has checked the job token.
+struct Received {
+  Envelope envelope;
+};
+// Time has passed; due every Timeouts::tick(). What sockets hold is delivered first.
+struct Tick {};
+// The launcher knows of a death (it reaped an agent, a host is gone).
+struct SliceLost {
+  SliceId slice = 0;
+  Life life = 0;
+  std::string reason;
+};
+// The shell has published what PublishCheckpoint asked for: files, manifest and `latest` are
+// durable.
+struct CheckpointPublished {
+  Step step = 0;
+};
+// An operator's request; answered by exactly one Reply.
+struct OperatorRequest {
+  Control control;
+};
+using CoordinatorEvent =
+    std::variant<Received, Tick, SliceLost, CheckpointPublished, OperatorRequest>;
+
+// --- Actions, to be carried out in their order -------------------------------------------------
+
+// Append to the decision log. Durable before the next action begins.
+struct Append {
+  LogRecord record;
+};
+// To the slice of the envelope. Launch, Kill, Stop and Verdict go to its agent, which passes Stop
+// and Verdict to every rank; the others go to its leader. Not connected: drop it.
+struct Send {
+  Envelope envelope;
+};
+struct Reply {
+  ControlReply reply;
+};
+// Append a row to metrics.jsonl.
+struct WriteRow {
+  Row row;
+};
+// Remove the rows after this step: a rollback.
+struct DropRows {
+  Step after = 0;
+};
+// All parts of the checkpoint are written and the step is stable.
+struct PublishCheckpoint {
+  Step step = 0;
+  std::vector<std::string> parts;  // by slice
+};
+// For events.jsonl and people.
+struct Note {
+  std::string event, text;
+};
+using CoordinatorAction =
+    std::variant<Append, Send, Reply, WriteRow, DropRows, PublishCheckpoint, Note>;
+
+}  // namespace maniple

@@ -1,0 +1,82 @@
+#include "elastic/history.h"
+
+#include <algorithm>
+
+namespace maniple {
+namespace {
+
+constexpr uint8_t kLogVersion = 1;
+
+void apply_to(History& h, const StartedRecord& r) { h.incarnation = r.incarnation; }
+
+void apply_to(History& h, const EpochRecord& r) {
+  h.epoch = r.decision;
+  h.committed = r.decision.committed;
+  h.record = r.decision.record;
+  h.paused = false;
+  h.rows_to_drop = r.decision.loads_checkpoint();
+  h.past = r.decision.past;
+  h.past.push_back({r.decision.number, r.decision.members});
+}
+
+void apply_to(History& h, const PausedRecord& r) {
+  h.committed = r.committed;
+  h.record = r.record;
+  h.paused = true;
+}
+
+void apply_to(History& h, const LaunchRecord& r) {
+  h.slots[r.slice].life = r.life;
+  h.slots[r.slice].failures = r.failures;
+}
+
+void apply_to(History& h, const SlotRecord& r) {
+  SlotHistory& slot = h.slots[r.slice];
+  slot.banned = r.banned;
+  slot.drained = r.drained;
+  slot.code = r.code;
+}
+
+void apply_to(History& h, const WishRecord& r) {
+  h.target = r.target;
+  h.hold = r.hold;
+}
+
+void apply_to(History& h, const RowsDroppedRecord&) { h.rows_to_drop = false; }
+
+void apply_to(History& h, const PublishedRecord& r) { h.published = std::max(h.published, r.step); }
+
+void apply_to(History& h, const VerdictRecord& r) {
+  h.verdict = r.verdict;
+  h.last_rows = r.rows;
+  if (r.verdict.code == 0) h.committed = r.verdict.committed;
+}
+
+}  // namespace
+
+void History::apply(const LogRecord& record) {
+  std::visit([this](const auto& r) { apply_to(*this, r); }, record);
+}
+
+const PastEpoch* History::find_past(EpochNumber number) const {
+  for (const PastEpoch& p : past)
+    if (p.number == number) return &p;
+  return nullptr;
+}
+
+std::string encode_record(const LogRecord& record) {
+  Encoder encoder;
+  encoder(kLogVersion, record);
+  return encoder.take();
+}
+
+std::optional<LogRecord> decode_record(std::string_view payload) {
+  Decoder decoder(payload);
+  uint8_t version = 0;
+  LogRecord record;
+  decoder(version, record);
+  if (!decoder.done() || version != kLogVersion) return std::nullopt;
+  return record;
+}
+
+}  // namespace maniple
