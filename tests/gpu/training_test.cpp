@@ -87,6 +87,7 @@ TEST(GpuRun, ResumesWithEqualBitsAndInfersAsTheCpuDoes) {
                       ("maniple-gpu-test-" + std::to_string(getpid()));
   Config c = tiny_config();
   c.run.device = "cuda";
+  c.train.precision = "fp64";
   c.data.validation = 0.05;
   c.optim.schedule = "constant";
   c.eval = {.every = 10, .rows = 4};
@@ -103,8 +104,8 @@ TEST(GpuRun, ResumesWithEqualBitsAndInfersAsTheCpuDoes) {
     std::string fingerprint;
     for (std::string line; std::getline(file, line);) {
       const auto record = nlohmann::json::parse(line);
-      if (record.value("step", 0) == 20 && record.contains("fingerprint"))
-        fingerprint = record["fingerprint"];
+      if (record.value("step", 0) == 20 && record.contains("state_fingerprint"))
+        fingerprint = record["state_fingerprint"];
     }
     return fingerprint;
   };
