@@ -8,7 +8,7 @@ namespace {
 // The library says that it cannot by throwing.
 template <typename T>
 bool probe() {
-  if (!kMicrokernelCompiled || isa() == Isa::kBase) return false;
+  if (isa() == Isa::kBase) return false;
   try {
     const std::vector<T> a(16 * 2, from_float<T>(1)), panel(2 * kPanel, from_float<T>(2));
     std::vector<float> c(16 * kPanel);

@@ -12,37 +12,23 @@ namespace maniple {
 
 bool has_microkernel(at::ScalarType type);  // decided by trying
 
-#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(CPUBLAS_BRGEMM_F32F32F32)
-inline constexpr bool kMicrokernelCompiled = true;
-#else
-inline constexpr bool kMicrokernelCompiled = false;
-#endif
-
 // c [M, kPanel] (rows ldc apart) = or += a [M, K] (rows lda apart) times one packed panel. A kernel is
 // made for every new (M, K, lda, ldc): callers keep M to multiples of 16 and K to few values.
-inline void brgemm([[maybe_unused]] int64_t M, [[maybe_unused]] int64_t K,
-                   [[maybe_unused]] int64_t lda, [[maybe_unused]] int64_t ldc,
-                   [[maybe_unused]] bool add, [[maybe_unused]] const float* a,
-                   [[maybe_unused]] const float* panel, [[maybe_unused]] float* c) {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
+inline void brgemm(int64_t M, int64_t K, int64_t lda, int64_t ldc, bool add, const float* a,
+                   const float* panel, float* c) {
   at::native::cpublas::brgemm(M, kPanel, K, lda, kPanel, ldc, add, a, panel, c, false);
-#endif
 }
-inline void brgemm([[maybe_unused]] int64_t M, [[maybe_unused]] int64_t K,
-                   [[maybe_unused]] int64_t lda, [[maybe_unused]] int64_t ldc,
-                   [[maybe_unused]] bool add, [[maybe_unused]] const bf16_t* a,
-                   [[maybe_unused]] const bf16_t* panel, [[maybe_unused]] float* c) {
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+inline void brgemm(int64_t M, int64_t K, int64_t lda, int64_t ldc, bool add, const bf16_t* a,
+                   const bf16_t* panel, float* c) {
   at::native::cpublas::brgemm(M, kPanel, K, lda, kPanel, ldc, add,
                               reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(panel), c, true);
-#endif
 }
 
 // Ends a series of calls of one thread (AMX: gives the tiles back).
 template <typename T>
 void release_microkernel() {
-  if constexpr (kMicrokernelCompiled) at::native::cpublas::brgemm_release(sizeof(T) == 2);
+  at::native::cpublas::brgemm_release(sizeof(T) == 2);
 }
 
 }  // namespace maniple

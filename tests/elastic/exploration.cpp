@@ -45,11 +45,11 @@ struct Node {
   ModelSlice slice;
   bool alive = true;
   bool exit_unreported = false;
-  std::optional<StartAttempt> attempt;
-  std::optional<Step> update;
-  std::optional<EpochDecision> restore;
-  std::vector<Envelope> down, up;              // to and from the coordinator
-  std::map<SliceId, std::vector<Prepare>> to;  // to peers
+  std::optional<StartAttempt> attempt{};
+  std::optional<Step> update{};
+  std::optional<EpochDecision> restore{};
+  std::vector<Envelope> down{}, up{};              // to and from the coordinator
+  std::map<SliceId, std::vector<Prepare>> to{};  // to peers
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.slice, s.alive, s.exit_unreported, s.attempt.has_value(), s.update, s.restore.has_value(),

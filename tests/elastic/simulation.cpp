@@ -72,8 +72,8 @@ class Simulation {
     Time frozen_until = 0, cut_until = 0;
     bool hangs = false;
     uint64_t progress = 0;
-    std::optional<StartAttempt> attempt;  // under way
-    std::optional<ModelSlice> slice;      // of `life`, also after its death
+    std::optional<StartAttempt> attempt{};  // under way
+    std::optional<ModelSlice> slice{};      // of `life`, also after its death
   };
 
   // --- Chance and time ---
