@@ -8,7 +8,7 @@ torch_version=${MANIPLE_TORCH_VERSION:-2.14.0}
 torch_cuda_version=2.11.0
 packages=(g++ cmake ninja-build ccache python3 python3-pip openmpi-bin libopenmpi-dev libhdf5-dev
           libyaml-cpp-dev libasio-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
-          libgtest-dev libgmock-dev)
+          libgtest-dev libgmock-dev libtcmalloc-minimal4)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -83,11 +83,38 @@ build() {
     cmake --build --preset "$preset" ${*:+--target "$@"})
 }
 
+# Whether a process may read a sibling's memory (containers often forbid it): then Open MPI moves
+# large messages between ranks in one copy, else through shared memory in two.
+single_copy_allowed() {
+  python3 - <<'P' 2>/dev/null
+import ctypes, os, sys
+class Span(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+buffer = ctypes.create_string_buffer(b"seen", 4)
+read_end, write_end = os.pipe()
+sibling = os.fork()
+if sibling == 0:
+    os.close(write_end)
+    os.read(read_end, 1)  # until the parent is done
+    os._exit(0)
+reader = os.fork()
+if reader == 0:
+    copy = ctypes.create_string_buffer(4)
+    here, there = Span(ctypes.addressof(copy), 4), Span(ctypes.addressof(buffer), 4)
+    got = ctypes.CDLL(None).process_vm_readv(sibling, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    os._exit(0 if got == 4 and copy.raw == b"seen" else 1)
+_, status = os.waitpid(reader, 0)
+os.close(write_end)
+os.waitpid(sibling, 0)
+sys.exit(status != 0)
+P
+}
+
 # Open MPI's settings for jobs of several processes on one small machine.
 mpi_environment() {
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
-    OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
+    OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism="$(single_copy_allowed && echo cma || echo none)"
 }
 
 # Builds the unit tests and fuzz programs under a sanitizer preset and runs them. thread: those that

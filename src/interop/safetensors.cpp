@@ -218,7 +218,14 @@ at::Tensor SafetensorsFile::read(const std::string& name) const {
   const auto found = entries_.find(name);
   MANIPLE_INVARIANT(found != entries_.end(), "no tensor {} in {}", name, path_);
   at::Tensor tensor = at::empty(found->second.shape, at::TensorOptions(found->second.dtype));
-  if (tensor.nbytes() > 0) std::memcpy(tensor.data_ptr(), data_ + begin_.at(name), tensor.nbytes());
+  if (tensor.nbytes() == 0) return tensor;
+  const char* from = data_ + begin_.at(name);
+  std::memcpy(tensor.data_ptr(), from, tensor.nbytes());
+  // The pages come back from the file when they are read again; until then they are not ours.
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t begin = static_cast<size_t>(from - mapping_) / page * page;
+  ::madvise(const_cast<char*>(mapping_) + begin, from + tensor.nbytes() - (mapping_ + begin),
+            MADV_DONTNEED);
   return tensor;
 }
 

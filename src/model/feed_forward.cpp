@@ -41,7 +41,7 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
       products.push_back({a.narrow(0, begin, n), w.down.t(), y.narrow(0, begin, n)});
     });
     multiply(products);
-    ctx->save_for_backward({x, weight, h, a});
+    ctx->save_for_backward({x, weight, h});
     ctx->saved_data["counts"] = counts;
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["networks"] = networks_pointer;
@@ -50,9 +50,11 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto variables = ctx->get_saved_variables();
-    const at::Tensor &x = variables[0], &weight = variables[1], &h = variables[2], &a = variables[3];
+    const at::Tensor &x = variables[0], &weight = variables[1], &h = variables[2];
     auto& networks = *reinterpret_cast<Networks*>(ctx->saved_data["networks"].toInt());
     const auto counts = ctx->saved_data["counts"].toIntVector();
+    const auto activation = static_cast<Activation>(ctx->saved_data["activation"].toInt());
+    const at::Tensor a = glu_forward(activation, h, weight);  // cheaper again than kept
     const at::Tensor dy = grads[0].contiguous(), da = at::empty_like(a), dx = at::empty_like(x);
     std::vector<Product> products;
     for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
@@ -61,8 +63,7 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
       products.push_back({dy_n.t(), a.narrow(0, begin, n), w.down_grad, true});
     });
     multiply(products);
-    const GluGradients dh = glu_backward(
-        static_cast<Activation>(ctx->saved_data["activation"].toInt()), da, h, weight);
+    const GluGradients dh = glu_backward(activation, da, h, weight);
     products.clear();
     for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
       const at::Tensor dh_n = dh.h.narrow(0, begin, n), x_n = x.narrow(0, begin, n);

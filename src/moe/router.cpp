@@ -80,7 +80,7 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
                         bool count) {
   Routing out;
   const auto wide = weight_->grad.scalar_type();
-  const at::Tensor logits = linear(x_TD.to(wide), *weight_);
+  const at::Tensor logits = linear(x_TD, *weight_);
   const bool sigmoid = model_.router_score == RouterScore::kSigmoid;
   // s_i / sum_j s_j as a softmax over log s: no epsilon to exploit.
   const at::Tensor log_scores = sigmoid ? at::log_sigmoid(logits) : at::log_softmax(logits, -1);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/errors.h"
+#include "kernels/parallel_tasks.h"
 #include "kernels/device_kernels.h"
 
 namespace maniple {
@@ -24,7 +25,8 @@ auto with_type(const at::Tensor& t, const Body& body) {
   return t.scalar_type() == at::kDouble ? body(double{}) : body(float{});
 }
 
-constexpr int64_t kChunk = 1 << 16;  // elements per thread task
+constexpr int64_t kChunk = 1 << 16;      // elements per thread task
+constexpr int64_t kFillChunk = 1 << 20;  // elements filled at a time
 
 double sum_of_squares(const at::Tensor& block) {
   return with_type(block, [&](auto zero) {
@@ -82,12 +84,15 @@ void ShardedAdamw::initialize(const Fill& fill) {
     s.m.zero_();
     s.v.zero_();
     for (const Run& run : runs(s)) {
-      std::vector<double> values(run.n);
-      fill(*run.parameter, run.first, run.n, values.data());
-      for (int64_t i = 0; i < run.n; ++i)
-        if (run.parameter->global_index(run.first + i) < 0) values[i] = 0;
-      s.master.narrow(0, run.at, run.n)
-          .copy_(at::from_blob(values.data(), {run.n}, at::TensorOptions(at::kDouble)));
+      std::vector<double> values(std::min(run.n, kFillChunk));
+      for (int64_t begin = 0; begin < run.n; begin += kFillChunk) {
+        const int64_t n = std::min(run.n - begin, kFillChunk), first = run.first + begin;
+        fill(*run.parameter, first, n, values.data());
+        for (int64_t i = 0; i < n; ++i)
+          if (run.parameter->global_index(first + i) < 0) values[i] = 0;
+        s.master.narrow(0, run.at + begin, n)
+            .copy_(at::from_blob(values.data(), {n}, at::TensorOptions(at::kDouble)));
+      }
     }
   }
   refresh_values();
@@ -163,12 +168,17 @@ ShardedAdamw::Norms ShardedAdamw::squared_norms(bool& finite) const {
   const int64_t block = store_.block_elements();
   for (const Shard& s : shards_) {
     if (!s.counted) continue;
-    at::Tensor on_device;  // all sums at once
-    if (s.master.is_cuda())
-      on_device = device::block_sums_of_squares(decode(s, 0, s.size, 1), block).cpu();
-    for (int64_t at_element = 0; at_element < s.size; at_element += block) {
-      const double sum = on_device.defined() ? on_device.const_data_ptr<double>()[at_element / block]
-                                             : sum_of_squares(decode(s, at_element, block, 1));
+    std::vector<double> sums(s.size / block);
+    if (s.master.is_cuda()) {
+      const at::Tensor host = device::block_sums_of_squares(decode(s, 0, s.size, 1), block).cpu();
+      std::copy_n(host.const_data_ptr<double>(), sums.size(), sums.data());
+    } else {
+      parallel_tasks(static_cast<int64_t>(sums.size()), [&](int64_t i) {
+        const at::NoGradGuard no_grad;
+        sums[i] = sum_of_squares(decode(s, i * block, block, 1));
+      });
+    }
+    for (const double sum : sums) {
       if (!(sum < 0x1p40)) {
         finite = false;
         continue;

@@ -31,7 +31,7 @@ struct Linear : Function<Linear> {
     ctx->saved_data["weight"] = weight;
     ctx->saved_data["bias"] = bias;
     ctx->save_for_backward({x});
-    const at::Tensor x2 = x.reshape({-1, x.size(-1)});
+    const at::Tensor x2 = x.reshape({-1, x.size(-1)}).to(w.value.scalar_type());
     const at::Tensor y = at::empty({x2.size(0), w.value.size(0)}, x2.options());
     multiply(x2, w.value.t(), y);
     if (bias) y.add_(reinterpret_cast<Parameter*>(bias)->value);
@@ -43,7 +43,7 @@ struct Linear : Function<Linear> {
     auto& w = saved<Parameter>(ctx, "weight");
     const at::Tensor x = ctx->get_saved_variables()[0];
     const at::Tensor dy2 = grads[0].reshape({-1, grads[0].size(-1)});
-    const at::Tensor x2 = x.reshape({-1, x.size(-1)});
+    const at::Tensor x2 = x.reshape({-1, x.size(-1)}).to(w.value.scalar_type());
     multiply_add(dy2.t(), x2, w.grad);
     if (ctx->saved_data["bias"].toInt()) {
       auto& b = saved<Parameter>(ctx, "bias");
@@ -51,7 +51,7 @@ struct Linear : Function<Linear> {
     }
     const at::Tensor dx = at::empty({x2.size(0), x2.size(1)}, x2.options());
     multiply(dy2, w.value, dx);
-    return {dx.view(x.sizes()), {}, {}};
+    return {dx.view(x.sizes()).to(x.scalar_type()), {}, {}};
   }
 };
 

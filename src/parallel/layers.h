@@ -9,7 +9,7 @@
 
 namespace maniple {
 
-// y_TO = x_TD W_OD^T (+ b_O), on this rank's shard of W. x may have leading dims.
+// y_TO = x_TD W_OD^T (+ b_O), on this rank's shard of W and in its type. x may have leading dims.
 at::Tensor linear(const at::Tensor& x, Parameter& weight, Parameter* bias = nullptr);
 
 // RMSNorm over the last dim, in fp32 (fp64). plus_one: y = cast(r(x) (1 + w)), else w cast(r(x)).

@@ -206,7 +206,8 @@ ExitCode command_doctor() {
 }  // namespace
 
 int run_program(int argc, char** argv) {
-  // Large tensors stay in the heap: a fresh mapping per tensor costs a page fault per 4 KiB.
+  // Large tensors stay in the heap: a fresh mapping per tensor costs a page fault per 4 KiB. (Where
+  // tcmalloc is linked in these calls do nothing.)
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);
   mallopt(M_TOP_PAD, 64 << 20);

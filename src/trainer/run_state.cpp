@@ -1,5 +1,7 @@
 #include "trainer/run_state.h"
 
+#include <ATen/Dispatch.h>
+
 #include <filesystem>
 
 #include "core/errors.h"
@@ -40,14 +42,17 @@ void load_hub_weights(TrainedModel& model, const std::string& folder) {
   at::Tensor whole;
   model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
     if (p.name != name) {
-      whole = load_parameter(files, model.model, p.name).to(at::kDouble).contiguous();
+      whole.reset();
+      whole = load_parameter(files, model.model, p.name).contiguous();
       name = p.name;
     }
-    const double* from = whole.data_ptr<double>();
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t g = p.global_index(first + i);
-      out[i] = g < 0 ? 0 : from[g];
-    }
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, whole.scalar_type(), "load", [&] {
+      const auto* from = whole.const_data_ptr<scalar_t>();
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t g = p.global_index(first + i);
+        out[i] = g < 0 ? 0 : static_cast<double>(from[g]);
+      }
+    });
   });
 }
 

@@ -78,7 +78,7 @@ class World {
       config.life = 1;
       config.last_step = plan.steps;
       config.registration.host = s;
-      nodes_.push_back({.slice = ModelSlice(config_.layout, config)});
+      nodes_.emplace_back().slice = ModelSlice(config_.layout, config);
     }
     for (SliceId s = 0; s < plan.slices; ++s)
       coordinate(Received{{0, 0, s, 0, AgentHello{1, s, 0, false}}}, -1);

@@ -240,7 +240,12 @@ class Simulation {
 
   void launch(SliceId s, Life life) {
     Node& node = nodes_[s];
-    node = Node{.agent = node.agent, .life = life, .alive = true, .cut_until = node.cut_until};
+    Node fresh;
+    fresh.agent = node.agent;
+    fresh.life = life;
+    fresh.alive = true;
+    fresh.cut_until = node.cut_until;
+    node = fresh;
     MembershipConfig config;
     config.slice = s;
     config.life = life;
