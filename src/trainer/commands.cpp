@@ -20,6 +20,7 @@
 #include "model/shard_rules.h"
 #include "parallel/device.h"
 #include "trainer/agreement.h"
+#include "trainer/bench.h"
 #include "trainer/inference.h"
 #include "trainer/trainer.h"
 
@@ -52,6 +53,13 @@ ExitCode command_train(const Options& o) {
   install_signals();
   if (!started_by_mpi()) return train(config, make_single_communicator());
   return train(config, make_mpi_world(/*deadline_s=*/600));
+}
+
+ExitCode command_bench(const Options& o) {
+  set_parent_death_signal();
+  const Config config = load(o);
+  install_signals();
+  return bench(config, started_by_mpi() ? make_mpi_world(/*deadline_s=*/600) : make_single_communicator());
 }
 
 ExitCode command_plan(const Options& o) {
@@ -258,6 +266,8 @@ int run_program(int argc, char** argv) {
   with_model(inspect_c);
   auto* verify_c = add("verify", "Check every hash of a checkpoint. Example: maniple verify runs/quickstart");
   with_model(verify_c);
+  auto* bench_c = add("bench", "Measure the speed of a config: phases, share of the product peak. Example: maniple bench config.yaml run.threads=2");
+  with_config(bench_c);
   auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
   (void)doctor_c;
 
@@ -285,6 +295,7 @@ int run_program(int argc, char** argv) {
     else if (*logits_c) code = command_logits(o);
     else if (*inspect_c) code = command_inspect(o, false);
     else if (*verify_c) code = command_inspect(o, true);
+    else if (*bench_c) code = command_bench(o);
     else code = command_doctor();
     finalize_mpi();
     return static_cast<int>(code);
