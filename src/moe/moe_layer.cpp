@@ -115,7 +115,7 @@ void MoeLayer::enter(MoePhase phase) {
 }
 
 at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
-  const int64_t K = model_.experts_per_token, T = x_TD.size(0), D = x_TD.size(1);
+  const int64_t K = model_.experts_per_token, T = x_TD.size(0);
   const int64_t N = T * K, ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
   auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
     enter(MoePhase::kExperts);
@@ -157,36 +157,31 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
       return x_TD * 0;
     }
     const Plan plan = make_plan(table, comm.rank(), ep, etp, mesh_.device());
-    // Every slot is sent to the etp ranks that share its expert. In the send buffer the copies of
-    // one ep group stand beside each other: slots [begin, end) of group 0, etp times, and so on.
-    at::Tensor copy_order = at::empty({etp * N}, counts.options());
-    {
-      int64_t* to = copy_order.data_ptr<int64_t>();
+    // Every slot is sent to the etp ranks that share its expert: a copy for each, number slot etp + j.
+    // In the send buffer stand the copies of group 0 for its rank 0, for its rank 1, and so on.
+    at::Tensor copies, copy_positions;
+    if (etp > 1) {
+      copies = at::empty({etp * N}, counts.options());
+      int64_t* to = copies.data_ptr<int64_t>();
       int64_t begin = 0;
       for (int64_t g = 0; g < ep; ++g) {
         const int64_t n = plan.send_rows[g * etp];
-        for (int64_t j = 0; j < etp; ++j, to += n) std::iota(to, to + n, j * N + begin);
+        for (int64_t j = 0; j < etp; ++j)
+          for (int64_t slot = begin; slot < begin + n; ++slot) *to++ = slot * etp + j;
         begin += n;
       }
+      copies = copies.to(mesh_.device());
+      copy_positions = inverse_of(copies);
     }
-    copy_order = copy_order.to(mesh_.device());
-    const at::Tensor copy_inverse = inverse_of(copy_order);
     auto send = [&](const at::Tensor& t) {
-      std::vector<int64_t> shape = t.sizes().vec();
-      shape.insert(shape.begin(), etp);
-      at::Tensor copies = t.unsqueeze(0).expand(shape);
-      shape.erase(shape.begin());
-      shape[0] *= etp;
-      return permute_rows(
-          exchange_rows(permute_rows(copies.reshape(shape), copy_order, copy_inverse),
-                        plan.send_rows, plan.recv_rows, comm),
-          plan.to_expert_order, plan.from_expert_order);
+      const at::Tensor out = etp > 1 ? GatherSlots::apply(t, copies, copy_positions, etp) : t;
+      return permute_rows(exchange_rows(out, plan.send_rows, plan.recv_rows, comm),
+                          plan.to_expert_order, plan.from_expert_order);
     };
-    y = compute(send(x), send(p), plan.local_counts);
+    y = compute(send(x), send(p.unsqueeze(1)).squeeze(1), plan.local_counts);
     y = exchange_rows(permute_rows(y, plan.from_expert_order, plan.to_expert_order), plan.recv_rows,
                       plan.send_rows, comm);
-    y = permute_rows(y, copy_inverse, copy_order).view({etp, N, D});
-    y = etp == 1 ? y[0] : y.sum(0);
+    if (etp > 1) y = CombineSlots::apply(y, copies, copy_positions, etp);
   }
   return CombineSlots::apply(y, order, inverse, K);
 }
