@@ -122,8 +122,8 @@ mpi_environment() {
 # MANIPLE_SANITIZER_TARGETS names other programs.
 sanitizer_tier() {
   local preset=$1
-  local targets=(test_core test_metrics test_data test_checkpoint)
-  [ "$preset" = tsan ] || targets+=(test_kernels test_interop test_model test_trainer
+  local targets=(test_core test_metrics test_data test_checkpoint test_links test_elastic)
+  [ "$preset" = tsan ] || targets+=(test_kernels test_parallel test_interop test_model test_trainer
     fuzz_manifest fuzz_config fuzz_event_file fuzz_megatron fuzz_safetensors)
   [ -z "${MANIPLE_SANITIZER_TARGETS:-}" ] || read -ra targets <<<"$MANIPLE_SANITIZER_TARGETS"
   build "$preset" "${targets[@]}"
