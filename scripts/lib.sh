@@ -122,13 +122,14 @@ mpi_environment() {
 # MANIPLE_SANITIZER_TARGETS names other programs.
 sanitizer_tier() {
   local preset=$1
-  local targets=(test_core test_metrics test_data test_checkpoint)
-  [ "$preset" = tsan ] || targets+=(test_kernels test_interop test_model test_trainer
+  local targets=(test_core test_metrics test_data test_checkpoint test_links test_elastic)
+  [ "$preset" = tsan ] || targets+=(test_kernels test_parallel test_interop test_model test_trainer
     fuzz_manifest fuzz_config fuzz_event_file fuzz_megatron fuzz_safetensors)
   [ -z "${MANIPLE_SANITIZER_TARGETS:-}" ] || read -ra targets <<<"$MANIPLE_SANITIZER_TARGETS"
   build "$preset" "${targets[@]}"
   local options="suppressions=$root/tests/$preset.supp"
-  export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:abort_on_error=1
+  # No detect_stack_use_after_return: g++ 12 misaligns 64-byte vectors in the frames that it moves.
+  export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:abort_on_error=1
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
   export LSAN_OPTIONS=$options:print_suppressions=0 TSAN_OPTIONS=$options:halt_on_error=1
   local target

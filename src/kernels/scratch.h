@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <new>
 
 namespace maniple {
 
@@ -17,21 +18,26 @@ class Scratch {
   }
 
  private:
-  static constexpr int64_t kAlign = 64;
+  static constexpr std::align_val_t kAlign{64};
+  struct Delete {
+    void operator()(char* memory) const { ::operator delete[](memory, kAlign); }
+  };
   struct Buffer {
-    std::unique_ptr<char[]> memory;
-    int64_t bytes = 0;
+    std::unique_ptr<char[], Delete> memory;
+    int64_t bytes = -1;
   };
   char* take_bytes(int64_t n) {
     thread_local std::deque<Buffer> buffers;
     if (used_ == buffers.size()) buffers.emplace_back();
     Buffer& b = buffers[used_++];
-    if (b.bytes < n + kAlign) {
-      b.memory.reset(new char[n + kAlign]);
-      b.bytes = n + kAlign;
+#ifdef __SANITIZE_ADDRESS__
+    b.bytes = -1;  // of exactly this size, so that the sanitizer sees its end
+#endif
+    if (b.bytes < n) {
+      b.memory.reset(static_cast<char*>(::operator new[](n, kAlign)));
+      b.bytes = n;
     }
-    const auto address = reinterpret_cast<intptr_t>(b.memory.get());
-    return reinterpret_cast<char*>((address + kAlign - 1) / kAlign * kAlign);
+    return b.memory.get();
   }
 
   size_t used_ = 0;

@@ -42,7 +42,9 @@ def main():
         norm = abs(x["grad_norm"] / y["grad_norm"] - 1)
         if len(sys.argv) > 5 and norm > float(sys.argv[5]):
             sys.exit(f"{where} gradient norm {y['grad_norm']} is {norm:.2e} (relative) from {x['grad_norm']}")
-    if sys.argv[4] != "exact":
+    if sys.argv[4] == "exact":
+        print(f"  {other}: {count} steps, equal bits")
+    else:
         worst = max(abs(x["loss"] - y["loss"]) for x, y in zip(a, b))
         norm = max(abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in zip(a, b))
         print(f"  {other}: losses within {worst:.1e}, norms within {norm:.1e}")

@@ -33,6 +33,7 @@ layouts=(
   "micro2 1 batch.micro_batch_rows=2"
 )
 ((slow)) && layouts+=(
+  "micro4 1 batch.units=6 batch.micro_batch_rows=4"
   "etp2-tp2 2 parallel.etp=2 parallel.tp=2"
   "tp4 4 parallel.tp=4"
   "ep8-tp4 8 parallel.ep=8 parallel.tp=4"
@@ -56,4 +57,7 @@ done
 # Slices of several ranks: bits of the slice shape, here ep 2, on one slice and on two.
 run 4 fp32-slices2-ep2 parallel.slices=2 parallel.ep=2 &&
   compare fp32-ep2 fp32-slices2-ep2 $steps exact
+((slow)) && run 2 bf16-ep2 parallel.ep=2 train.precision=bf16 &&
+  run 4 bf16-slices2-ep2 parallel.slices=2 parallel.ep=2 train.precision=bf16 &&
+  compare bf16-ep2 bf16-slices2-ep2 $steps exact
 finish

@@ -48,6 +48,61 @@ TEST(Attempt, FaultInExchangeIsRedoneByAll) {
   expect_redone(train_steps(c, 4), train_steps(c, 4, fault_of_rank(2, FaultPoint::kExchange)));
 }
 
+// One unit on one rank: no integer sums, the gradients themselves must be cleared.
+TEST(Attempt, FaultOfTheOnlyUnitIsRedone) {
+  Config c = tiny_config();
+  c.batch.units = 1;
+  expect_redone(train_steps(c, 1), train_steps(c, 1, fault_of_rank(0, FaultPoint::kExchange)));
+}
+
+// Spoils an expert gradient of rank 1 in step 2, its first unit: one whose sum rank 1 owns too, so
+// that the other rank learns of it by the vote alone.
+std::function<bool(const FaultPoint&)> spoil_gradients(Trainer& t, float value, bool fail) {
+  return [=, &t](const FaultPoint& f) {
+    if (t.mesh.world().rank() != 1 || f.step != 2 || f.attempt != 0 ||
+        f.phase != FaultPoint::kBackward || f.unit % 2 != 0)
+      return false;
+    const at::Tensor& grad = t.model.store.group(GradGroup::kExpert).grad;
+    grad.narrow(0, grad.numel() * 3 / 4, 1).fill_(value);
+    return fail;
+  };
+}
+
+// The redone attempt is judged by itself: it is finite, so nothing is skipped.
+TEST(Attempt, NanOfAFailedAttemptLeavesNoTrace) {
+  Config c = tiny_config();
+  c.parallel.slices = 2;
+  const auto fault = [](Trainer& t, int64_t) {
+    t.step.inject_fault = spoil_gradients(t, std::nanf(""), true);
+  };
+  expect_redone(train_steps(c, 2), train_steps(c, 2, fault));
+}
+
+TEST(Attempt, StepThatIsNotFiniteIsSkippedByAll) {
+  Config c = tiny_config();
+  c.parallel.slices = 2;
+  for (const float value : {std::nanf(""), -INFINITY, 1e30f})
+    run_local_ranks(2, [&](std::unique_ptr<Communicator> world) {
+      Trainer t(c, std::move(world));
+      t.step.inject_fault = spoil_gradients(t, value, false);
+      EXPECT_FALSE(t.step.run(1, 1e-3).skipped);
+      const Fingerprint before = t.model.optimizer->fingerprint();
+      const at::Tensor f = t.model.moe_layers[0]->router().previous_f.clone();
+      const StepOutcome out = t.step.run(2, 1e-3);
+      EXPECT_TRUE(out.skipped);
+      EXPECT_EQ(out.attempts, 1);
+      EXPECT_TRUE(std::isnan(out.loss));
+      EXPECT_EQ(t.step.applied_steps, 1);
+      EXPECT_TRUE(t.model.optimizer->fingerprint() == before);
+      EXPECT_TRUE(at::equal(t.model.moe_layers[0]->router().previous_f, f));
+      const StepOutcome next = t.step.run(3, 1e-3);
+      EXPECT_FALSE(next.skipped);
+      EXPECT_TRUE(std::isfinite(next.loss));
+      EXPECT_EQ(t.step.applied_steps, 2);
+      EXPECT_FALSE(t.model.optimizer->fingerprint() == before);
+    });
+}
+
 TEST(Attempt, CorruptCountsAreNoticedAndRedone) {
   Config c = tiny_config();
   c.parallel.ep = 2;
