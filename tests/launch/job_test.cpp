@@ -23,7 +23,7 @@ double detection_ms(const Job& job, pid_t victim, int slice) {
 }
 
 TEST(Job, UndisturbedJobWritesEveryStepOnceAndLeavesNothing) {
-  Job job({{"JOB_STEPS", "60"}});
+  Job job(Job::Options{{"JOB_STEPS", "60"}});
   EXPECT_EQ(job.wait(), 0);
   job.expect_all_losses(60);
   job.expect_nothing_left();
@@ -37,7 +37,7 @@ TEST(Job, KilledSlicesLeaveLossesIdentical) {
   std::vector<double> detections;
   for (const char* role : {"rank", "slice"}) {
     // Three of four slices die, each at another moment of a step; none comes back so soon.
-    Job job({{"JOB_STEPS", "220"}, {"JOB_SLICES", "4"}, {"JOB_LEASE_US", "4000000"}});
+    Job job(Job::Options{{"JOB_STEPS", "220"}, {"JOB_SLICES", "4"}, {"JOB_LEASE_US", "4000000"}});
     for (int slice = 3; slice >= 1; --slice) {
       const Step at = job.steps() + 20 + 7 * slice;
       ASSERT_TRUE(job.until([&] { return job.steps() >= at; }));
@@ -55,7 +55,7 @@ TEST(Job, KilledSlicesLeaveLossesIdentical) {
 }
 
 TEST(Job, KilledAgentTakesItsSliceAlongAndTheJobGoesOn) {
-  Job job({{"JOB_STEPS", "150"}, {"JOB_LEASE_US", "4000000"}});
+  Job job(Job::Options{{"JOB_STEPS", "150"}, {"JOB_LEASE_US", "4000000"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 30; }));
   const auto slice = job.slice_processes(1);
   EXPECT_EQ(slice.size(), 4u);  // mpirun's stand-in, two ranks, the straggler
@@ -73,7 +73,7 @@ TEST(Job, KilledAgentTakesItsSliceAlongAndTheJobGoesOn) {
 }
 
 TEST(Job, KilledCoordinatorContinuesFromItsLogWhileTrainingGoesOn) {
-  Job job({{"JOB_STEPS", "200"}});
+  Job job(Job::Options{{"JOB_STEPS", "200"}});
   for (const Step at : {40, 100}) {
     ASSERT_TRUE(job.until([&] { return job.steps() >= at; }));
     const pid_t old = job.only("coordinator");
@@ -90,7 +90,7 @@ TEST(Job, KilledCoordinatorContinuesFromItsLogWhileTrainingGoesOn) {
 }
 
 TEST(Job, CoordinatorStoppedForThreeLeasesEvictsNobody) {
-  Job job({{"JOB_STEPS", "400"}, {"JOB_STEP_US", "15000"}});
+  Job job(Job::Options{{"JOB_STEPS", "400"}, {"JOB_STEP_US", "15000"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 20; }));
   const pid_t coordinator = job.only("coordinator");
   ::kill(coordinator, SIGSTOP);
@@ -107,7 +107,7 @@ TEST(Job, CoordinatorStoppedForThreeLeasesEvictsNobody) {
 
 TEST(Job, StoppedSliceIsDroppedAfterOneLeaseAndFencedWhenItWakes) {
   // The agent is stopped too, so that nobody kills the slice: it wakes as a zombie.
-  Job job({{"JOB_STEPS", "300"}});
+  Job job(Job::Options{{"JOB_STEPS", "300"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 30; }));
   const pid_t agent = job.only("agent", 2);
   const auto slice = job.slice_processes(2);
@@ -138,7 +138,7 @@ TEST(Job, StoppedSliceIsDroppedAfterOneLeaseAndFencedWhenItWakes) {
 }
 
 TEST(Job, RelaunchedSliceJoinsAndLossesStayIdentical) {
-  Job job({{"JOB_STEPS", "700"}, {"JOB_LEASE_US", "500000"}});
+  Job job(Job::Options{{"JOB_STEPS", "700"}, {"JOB_LEASE_US", "500000"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 30; }));
   ::kill(job.only("slice", 0), SIGKILL);
   ASSERT_TRUE(job.until([&] { return job.events("epoch", "2 with 2 slices") == 1; }));
@@ -151,7 +151,7 @@ TEST(Job, RelaunchedSliceJoinsAndLossesStayIdentical) {
 }
 
 TEST(Job, KilledLauncherLeavesNoProcess) {
-  Job job({{"JOB_STEPS", "100000"}});
+  Job job(Job::Options{{"JOB_STEPS", "100000"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 20; }));
   EXPECT_EQ(job.processes().size(), 1u + 1 + 3 * (1 + 1 + 2 + 1));
   ::kill(job.launcher(), SIGKILL);
@@ -163,7 +163,7 @@ TEST(Job, TermPausesAtAStepBoundaryAndTheNextLaunchGoesOn) {
   PrivateFolder folder;
   const std::string run = folder.path() + "/run";
   {
-    Job job({{"JOB_STEPS", "100000"}}, run);
+    Job job(Job::Options{{"JOB_STEPS", "100000"}}, run);
     ASSERT_TRUE(job.until([&] { return job.steps() >= 20; }));
     ::kill(job.launcher(), SIGTERM);
     EXPECT_EQ(job.wait(), 75);
@@ -171,7 +171,7 @@ TEST(Job, TermPausesAtAStepBoundaryAndTheNextLaunchGoesOn) {
     EXPECT_EQ(job.events("paused"), 1);
   }
   // There is no checkpoint, so the next launch begins at step 0; its rows replace the old ones.
-  Job job({{"JOB_STEPS", "100"}}, run);
+  Job job(Job::Options{{"JOB_STEPS", "100"}}, run);
   EXPECT_EQ(job.wait(), 0);
   job.expect_all_losses(100);
   EXPECT_EQ(job.events("rollback"), 1);
