@@ -12,10 +12,12 @@ double detection_ms(const Job& job, pid_t victim, int slice) {
   const Time killed = monotonic_now();
   ::kill(victim, SIGKILL);
   const Time ended = watch.wait();
-  EXPECT_TRUE(job.until([&] {
+  const bool seen = job.until([&] {
     const auto halts = job.history("halt");
     return halts.size() > before && halts.back().slice != slice;
-  }));
+  });
+  EXPECT_TRUE(seen);
+  if (!seen) return std::nan("");
   const double ms = static_cast<double>(job.history("halt")[before].time - ended) / 1000;
   std::printf("  kill -> end %.2f ms, end -> STOP at a survivor %.2f ms\n",
               static_cast<double>(ended - killed) / 1000, ms);
@@ -41,6 +43,7 @@ TEST(Job, KilledSlicesLeaveLossesIdentical) {
     for (int slice = 3; slice >= 1; --slice) {
       const Step at = job.steps() + 20 + 7 * slice;
       ASSERT_TRUE(job.until([&] { return job.steps() >= at; }));
+      ASSERT_TRUE(job.until([&] { return !job.processes(role, slice).empty(); }));
       detections.push_back(detection_ms(job, job.processes(role, slice).back().pid, slice));
       const std::string epoch = std::to_string(5 - slice) + " trains";
       ASSERT_TRUE(job.until([&] { return job.events("run", epoch) == 1; }));
@@ -49,6 +52,7 @@ TEST(Job, KilledSlicesLeaveLossesIdentical) {
     job.expect_all_losses(220);
     job.expect_nothing_left();
   }
+  ASSERT_FALSE(detections.empty());
   std::sort(detections.begin(), detections.end());
   std::printf("  detection after the end of the process: median %.2f ms, worst %.2f ms of %zu\n",
               detections[detections.size() / 2], detections.back(), detections.size());
