@@ -39,7 +39,7 @@ Coordinator::Coordinator(const CoordinatorConfig& config, const History& history
 
 std::vector<CoordinatorAction> Coordinator::start(Time now) {
   actions_.clear();
-  now_ = now;
+  now_ = phase_since_ = now;
   append(StartedRecord{history_.incarnation + 1});
   grant_leases();
   if (history_.rows_to_drop) drop_rows();

@@ -10,7 +10,7 @@ void ProgressWatch::restart(Time now) {
   changed_at_ = now;
 }
 
-void ProgressWatch::see(const Progress& progress, Time now) {
+void ProgressWatch::see(const SliceProgress& progress, Time now) {
   if (progress.count < count_) return;
   waits_for_ = progress.waits_for;
   if (progress.count == count_) return;

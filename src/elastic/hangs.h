@@ -18,7 +18,7 @@ class ProgressWatch {
   // Forgets what was seen and starts anew, as with an epoch.
   void restart(Time now);
   // A reading of the slice; older counts than the last are ignored.
-  void see(const Progress& progress, Time now);
+  void see(const SliceProgress& progress, Time now);
   // No time has passed from the slice's point of view.
   void excuse(Time now) { changed_at_ = now; }
 

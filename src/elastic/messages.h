@@ -33,7 +33,7 @@ struct AgentHello {
 };
 
 // What a slice's slowest rank is doing.
-struct Progress {
+struct SliceProgress {
   uint64_t count = 0;  // taken by the training thread; grows with everything it finishes
   std::optional<SliceId> waits_for;
   template <class Self, class F>
@@ -45,7 +45,7 @@ struct Progress {
 // Renews the lease of a slice, with the minimum over its ranks.
 struct Beat {
   SliceStatus status;
-  Progress progress;
+  SliceProgress progress;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.status, s.progress);

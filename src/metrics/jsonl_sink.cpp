@@ -85,8 +85,10 @@ JsonlFile::JsonlFile(const std::string& path) : path_(path) {
 
 JsonlFile::~JsonlFile() { ::close(fd_); }
 
-void JsonlFile::write(const Json& record) {
-  const std::string line = to_json_line(record) + "\n";
+void JsonlFile::write(const Json& record) { write_line(to_json_line(record)); }
+
+void JsonlFile::write_line(std::string_view record) {
+  const std::string line = std::string(record) + "\n";
   std::string_view rest = line;
   while (!rest.empty()) {
     const ssize_t n = ::write(fd_, rest.data(), rest.size());

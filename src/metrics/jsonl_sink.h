@@ -26,6 +26,8 @@ class JsonlFile {
   JsonlFile& operator=(const JsonlFile&) = delete;
 
   void write(const nlohmann::ordered_json& record);
+  // A record that is one line of JSON already, as to_json_line makes it elsewhere.
+  void write_line(std::string_view line);
 
  private:
   std::string path_;

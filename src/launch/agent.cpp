@@ -1,0 +1,261 @@
+#include "launch/agent.h"
+
+#include <sys/random.h>
+
+#include <filesystem>
+
+#include "core/errors.h"
+#include "launch/clock.h"
+#include "launch/job_token.h"
+
+namespace maniple {
+namespace {
+
+uint64_t random_id() {
+  uint64_t id = 0;
+  if (::getrandom(&id, sizeof id, 0) != sizeof id) throw IoError("cannot get a random number");
+  return id | 1;
+}
+
+}  // namespace
+
+Agent::Agent(const AgentConfig& config)
+    : config_(config),
+      id_(random_id()),
+      folder_(config.folder),
+      children_(context_, SIGCHLD),
+      stop_signals_(context_, SIGTERM, SIGINT),
+      timer_(context_) {
+  become_subreaper();
+  write_job_token(folder_.path() + "/token", config_.token);
+  ControlServer::Events ranks;
+  ranks.judge = [this](const ControlHello& hello) -> std::string {
+    if (hello.role != Role::kRank) return "this is an agent: ranks only";
+    if (hello.slice != config_.slice || hello.life != life_ || ending_ || !tree_.alive())
+      return fmt::format("this agent runs life {} of slice {}", life_, config_.slice);
+    if (hello.position >= config_.ranks || ranks_.contains(hello.position))
+      return fmt::format("there is no place for a rank {} among {}", hello.position, config_.ranks);
+    return {};
+  };
+  ranks.arrived = [this](const ControlHello& hello, std::shared_ptr<Connection> connection) {
+    rank_arrived(hello, connection);
+  };
+  server_ = std::make_unique<ControlServer>(context_, "unix:" + folder_.path() + "/agent",
+                                            config_.token, ranks);
+  ControlHello hello{config_.token, Role::kAgent, config_.slice, 0, 0};
+  ControlClient::Events events;
+  events.connected = [this] {
+    say_hello();
+    to_leader(CoordinatorReached{});
+  };
+  events.frame = [this](std::string_view payload) { hear_coordinator(payload); };
+  events.lost = [](const std::string&) {};
+  coordinator_ =
+      std::make_shared<ControlClient>(context_, config_.coordinator, hello, config_.timeouts.beat(),
+                                      config_.timeouts.connect(), events);
+}
+
+Agent::~Agent() {
+  coordinator_->close();
+  for (const auto& [position, rank] : ranks_) rank.connection->close();
+  tree_.end();
+}
+
+int Agent::run() {
+  watch_children();
+  stop_signals_.async_wait([this](const asio::error_code& error, int) {
+    if (!error) result_ = static_cast<int>(ExitCode::kPreempted);
+  });
+  coordinator_->start();
+  tick();
+  while (!result_) context_.run_one();
+  return *result_;
+}
+
+void Agent::watch_children() {
+  children_.async_wait([this](const asio::error_code& error, int) {
+    if (error) return;
+    reap();
+    watch_children();
+  });
+}
+
+void Agent::tick() {
+  const Time now = monotonic_now();
+  reap();
+  if (kill_at_ != 0 && now >= kill_at_) end_slice("it was to end and did not");
+  if (!tree_.alive() && now >= hello_at_) say_hello();
+  to_ranks(AgentBeat{});
+  timer_.expires_after(std::chrono::microseconds(config_.timeouts.beat()));
+  timer_.async_wait([this](const asio::error_code& stopped) {
+    if (!stopped) tick();
+  });
+}
+
+// --- The coordinator's orders --------------------------------------------------------------------
+
+void Agent::hear_coordinator(std::string_view payload) {
+  const auto envelope = decode_message(payload);
+  if (!envelope || envelope->slice != config_.slice) return;
+  if (std::holds_alternative<Launch>(envelope->message)) return launch(envelope->life);
+  if (std::holds_alternative<Verdict>(envelope->message)) return take_verdict(*envelope);
+  if (envelope->life != life_) return;
+  if (std::holds_alternative<Kill>(envelope->message)) return end_slice("ordered");
+  if (std::holds_alternative<Stop>(envelope->message)) return to_ranks(*envelope);
+  to_leader(*envelope);
+}
+
+void Agent::launch(Life life) {
+  if (life <= life_ || (next_life_ && life <= *next_life_)) return;
+  next_life_ = life;
+  if (tree_.alive())
+    end_slice("a later life begins");
+  else
+    start_slice();
+}
+
+void Agent::start_slice() {
+  life_ = *next_life_;
+  next_life_.reset();
+  ranks_.clear();
+  left_with_.reset();
+  ending_ = false;
+  kill_at_ = 0;
+  const std::string temporary = folder_.path() + "/tmp";
+  std::error_code ignored;
+  std::filesystem::remove_all(temporary, ignored);
+  std::filesystem::create_directory(temporary, ignored);
+  ProcessCommand command;
+  command.arguments = config_.command;
+  command.environment = config_.environment;
+  command.output = config_.output;
+  command.environment.insert(command.environment.end(),
+                             {{kAgentVariable, "unix:" + folder_.path() + "/agent"},
+                              {kTokenVariable, folder_.path() + "/token"},
+                              {kSliceVariable, fmt::format("{}", config_.slice)},
+                              {kLifeVariable, fmt::format("{}", life_)},
+                              {kLeaseVariable, fmt::format("{}", config_.timeouts.lease())},
+                              {"TMPDIR", temporary}});
+  try {
+    tree_.start(command);
+  } catch (const IoError& error) {
+    fmt::print(stderr, "agent of slice {}: {}\n", config_.slice, error.what());
+    return to_coordinator(Exited{static_cast<int32_t>(ExitCode::kNoInput)});
+  }
+  say_hello();
+}
+
+void Agent::end_slice(const std::string& reason) {
+  if (!tree_.alive()) return;
+  if (!ending_)
+    fmt::print(stderr, "agent of slice {}: ends life {}: {}\n", config_.slice, life_, reason);
+  ending_ = true;
+  tree_.kill();
+}
+
+void Agent::reap() {
+  if (const auto code = tree_.reap()) slice_ended(*code);
+}
+
+void Agent::slice_ended(int code) {
+  for (const auto& [position, rank] : ranks_) rank.connection->close();
+  ranks_.clear();
+  kill_at_ = 0;
+  // What a rank said tells more than how mpirun took it.
+  to_coordinator(Exited{left_with_.value_or(code)});
+  if (job_over_) result_ = 0;
+  if (!result_ && next_life_) start_slice();
+}
+
+// The ranks leave by themselves; who stays longer than a lease is ended.
+void Agent::take_verdict(const Envelope& envelope) {
+  job_over_ = true;
+  next_life_.reset();
+  if (!tree_.alive()) {
+    result_ = 0;
+    return;
+  }
+  Envelope passed = envelope;
+  passed.life = life_;
+  to_ranks(passed);
+  if (kill_at_ == 0) kill_at_ = monotonic_now() + config_.timeouts.lease();
+}
+
+// --- The ranks -----------------------------------------------------------------------------------
+
+void Agent::rank_arrived(const ControlHello& hello, const std::shared_ptr<Connection>& connection) {
+  const uint32_t position = hello.position;
+  ranks_[position].connection = connection;
+  connection->listen(kLongestFrame, {[this, position, life = life_](std::string_view payload) {
+                                       if (life == life_) hear_rank(position, payload);
+                                     },
+                                     [this, position, life = life_](const std::string&) {
+                                       if (life == life_) rank_gone(position);
+                                     }});
+  connection->send(encode_local(AgentBeat{}));
+  if (position == 0 && coordinator_->connected()) to_leader(CoordinatorReached{});
+}
+
+void Agent::hear_rank(uint32_t position, std::string_view payload) {
+  const auto message = decode_local(payload);
+  const auto rank = ranks_.find(position);
+  if (!message || rank == ranks_.end()) return;
+  if (const auto* beat = std::get_if<RankBeat>(&*message)) {
+    rank->second.beat = *beat;
+    rank->second.beaten = true;
+    renew_lease();
+  } else if (const auto* leave = std::get_if<RankLeave>(&*message)) {
+    rank->second.left = true;
+    if (leave->code != 0 && !left_with_) left_with_ = leave->code;
+    if (kill_at_ == 0) kill_at_ = monotonic_now() + config_.timeouts.lease();
+  } else if (const auto* envelope = std::get_if<Envelope>(&*message)) {
+    const bool own = envelope->slice == config_.slice && envelope->life == life_;
+    if (position == 0 && own) coordinator_->send(encode_message(*envelope));
+  }
+}
+
+void Agent::rank_gone(uint32_t position) {
+  const auto rank = ranks_.find(position);
+  if (rank == ranks_.end()) return;
+  if (!rank->second.left) end_slice(fmt::format("its rank {} died", position));
+}
+
+void Agent::renew_lease() {
+  if (ranks_.size() != config_.ranks || ending_) return;
+  const RankBeat* slowest = nullptr;
+  std::optional<SliceStatus> status;
+  for (const auto& [position, rank] : ranks_) {
+    if (!rank.beaten) return;
+    if (rank.beat->status) status = rank.beat->status;
+    const uint64_t count = rank.beat->progress.count;
+    // Of equally slow ones the one that waits for another slice: the others wait for it.
+    const bool slower = !slowest || count < slowest->progress.count ||
+                        (count == slowest->progress.count && rank.beat->progress.waits_for);
+    if (slower) slowest = &*rank.beat;
+  }
+  if (!status) return;  // the leader has not said yet
+  for (auto& [position, rank] : ranks_) rank.beaten = false;
+  to_coordinator(Beat{*status, slowest->progress}, status->epoch);
+}
+
+void Agent::to_leader(const LocalMessage& message) {
+  if (const auto leader = ranks_.find(0); leader != ranks_.end())
+    leader->second.connection->send(encode_local(message));
+}
+
+void Agent::to_ranks(const LocalMessage& message) {
+  const std::string frame = encode_local(message);
+  for (const auto& [position, rank] : ranks_) rank.connection->send(frame);
+}
+
+// The incarnation is for messages that answer one; facts hold in all.
+void Agent::to_coordinator(const Message& message, EpochNumber epoch) {
+  coordinator_->send(encode_message({0, epoch, config_.slice, life_, message}));
+}
+
+void Agent::say_hello() {
+  hello_at_ = monotonic_now() + config_.timeouts.resend();
+  to_coordinator(AgentHello{id_, config_.host, life_, tree_.alive()});
+}
+
+}  // namespace maniple

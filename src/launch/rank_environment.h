@@ -1,0 +1,12 @@
+// What an agent puts into the environment of its slice's processes, beside a TMPDIR of their own.
+#pragma once
+
+namespace maniple {
+
+constexpr char kAgentVariable[] = "MANIPLE_AGENT";       // control address of the agent
+constexpr char kTokenVariable[] = "MANIPLE_TOKEN_FILE";  // mode 0600
+constexpr char kSliceVariable[] = "MANIPLE_SLICE";
+constexpr char kLifeVariable[] = "MANIPLE_LIFE";
+constexpr char kLeaseVariable[] = "MANIPLE_LEASE_US";
+
+}  // namespace maniple

@@ -1,0 +1,83 @@
+#include "launch/run_writer.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "core/errors.h"
+
+namespace maniple {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Of the last line that is a step's row; 0: none.
+Step last_step_of(const std::string& path) {
+  const std::string text = ::access(path.c_str(), F_OK) == 0 ? read_file(path, "metrics") : "";
+  for (size_t end = text.size(); end > 0;) {
+    const size_t newline = text.rfind('\n', end - 1);
+    const size_t begin = newline == text.npos ? 0 : newline + 1;
+    const Json record = Json::parse(text.substr(begin, end - begin), nullptr, false);
+    if (record.is_object() && record.contains("loss") && record.contains("step") &&
+        record["step"].is_number_integer())
+      return record["step"].get<Step>();
+    end = begin == 0 ? 0 : begin - 1;
+  }
+  return 0;
+}
+
+bool is_row_of(Step step, const std::string& bytes) {
+  if (bytes.find('\n') != bytes.npos) return false;
+  const Json record = Json::parse(bytes, nullptr, false);
+  return record.is_object() && record.contains("step") && record["step"] == step;
+}
+
+}  // namespace
+
+std::string decision_log_path(const std::string& run_dir) {
+  return run_dir + "/elastic/decisions.log";
+}
+
+RunWriter::RunWriter(const std::string& dir) : dir_(dir), lock_(dir) {
+  ensure_directory(dir_ + "/elastic");
+  const std::string path = dir_ + "/elastic/rows";
+  cursor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (cursor_ < 0) throw IoError(fmt::format("cannot open '{}': {}", path, std::strerror(errno)));
+  Step noted = 0;
+  if (::pread(cursor_, &noted, sizeof noted, 0) != sizeof noted) noted = 0;
+  // The row is written before it is noted; a crash may lie between.
+  rows_written_ = std::max(noted, last_step_of(dir_ + "/metrics.jsonl"));
+  metrics_ = std::make_unique<JsonlFile>(dir_ + "/metrics.jsonl");
+  events_ = std::make_unique<EventLog>(dir_ + "/events.jsonl");
+}
+
+RunWriter::~RunWriter() { ::close(cursor_); }
+
+bool RunWriter::write_row(const Row& row) {
+  const bool good = row.bytes.empty() || is_row_of(row.step, row.bytes);
+  if (good && !row.bytes.empty()) metrics_->write_line(row.bytes);
+  note_rows(row.step);
+  return good;
+}
+
+void RunWriter::drop_rows(Step after) {
+  metrics_.reset();
+  drop_steps_after(dir_ + "/metrics.jsonl", after);
+  metrics_ = std::make_unique<JsonlFile>(dir_ + "/metrics.jsonl");
+  note_rows(after);
+}
+
+void RunWriter::note_rows(Step step) {
+  rows_written_ = step;
+  if (::pwrite(cursor_, &step, sizeof step, 0) != sizeof step)
+    throw IoError(fmt::format("cannot write '{}/elastic/rows': {}", dir_, std::strerror(errno)));
+}
+
+void RunWriter::write_event(const std::string& event, const std::string& text) {
+  events_->write(std::chrono::system_clock::now(), event, {{"text", text}});
+}
+
+}  // namespace maniple
