@@ -123,7 +123,7 @@ class Bench:
         out = {"tokens_per_s": statistics.median([r["tokens_per_s"] for r in steps[2:]]),
                "first_loss": steps[0]["loss"]}
         for key in steps[-1]:
-            if key.startswith("seconds_") or key.startswith("memory_"):
+            if key.startswith("time_") or key.startswith("memory_"):
                 out[key] = statistics.median([r[key] for r in steps[2:]])
         return out
 
