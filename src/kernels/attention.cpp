@@ -17,8 +17,6 @@ namespace {
 constexpr int64_t kQueries = 128;  // of a block
 constexpr int64_t kKeys = 512;     // of a chunk; a multiple of kPanel
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // Shapes and pointers of one call; heads are strided views.
 template <typename T>
 struct Call {

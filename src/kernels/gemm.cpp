@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kRows = 128;       // of c per task
 constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a panel fits in L1
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 template <typename T>
 struct Problem {
   View<T> a, b;

@@ -12,6 +12,8 @@ namespace maniple {
 
 inline constexpr int64_t kPanel = 64;
 
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 // A matrix in memory: element (i, j) at data[i * row + j * column]; one of the strides is 1.
 template <typename T>
 struct View {

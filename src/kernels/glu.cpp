@@ -1,5 +1,6 @@
 #include "kernels/glu.h"
 
+#include "kernels/fused.h"
 #include "kernels/parallel_tasks.h"
 
 #define MANIPLE_BODIES "kernels/glu_bodies.h"
@@ -47,10 +48,6 @@ void with_kinds(at::ScalarType type, Activation activation, const Body& body) {
          : body.template operator()<bf16_t, Activation::kGeluTanh>();
 }
 
-bool fused(const at::Tensor& h) {
-  return h.is_cpu() && (h.scalar_type() == at::kFloat || h.scalar_type() == at::kBFloat16);
-}
-
 }  // namespace
 
 at::Tensor activate(Activation activation, const at::Tensor& x) {
@@ -59,7 +56,7 @@ at::Tensor activate(Activation activation, const at::Tensor& x) {
 
 at::Tensor glu_forward(Activation activation, const at::Tensor& h, const at::Tensor& weight) {
   const int64_t N = h.size(0), F = h.size(1) / 2;
-  if (fused(h)) {
+  if (runs_fused(h)) {
     at::Tensor y = at::empty({N, F}, h.options());
     with_kinds(h.scalar_type(), activation,
                [&]<typename T, Activation A>() { forward<T, A>(h, weight, y); });
@@ -73,7 +70,7 @@ GluGradients glu_backward(Activation activation, const at::Tensor& dy, const at:
                           const at::Tensor& weight) {
   const int64_t N = h.size(0), F = h.size(1) / 2;
   GluGradients out{at::empty_like(h), {}};
-  if (fused(h)) {
+  if (runs_fused(h)) {
     if (weight.defined()) out.weight = at::empty({N}, weight.options());
     with_kinds(h.scalar_type(), activation,
                [&]<typename T, Activation A>() { backward<T, A>(dy, h, weight, out); });

@@ -1,5 +1,6 @@
 #include "kernels/norm.h"
 
+#include "kernels/fused.h"
 #include "kernels/parallel_tasks.h"
 
 #define MANIPLE_BODIES "kernels/norm_bodies.h"
@@ -13,10 +14,6 @@ constexpr int64_t kGroupRows = 64;  // whose weight gradient is summed by one ta
 // The factor of u, as the forward rounds it.
 at::Tensor factor_of(const at::Tensor& w, at::ScalarType type, at::ScalarType wide, bool plus_one) {
   return plus_one ? w.to(wide) + 1 : w.to(type).to(wide);
-}
-
-bool fused(const at::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 template <typename T>
@@ -50,7 +47,7 @@ void backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
 RmsNormResult rms_norm_forward(const at::Tensor& x, const at::Tensor& w, double eps, bool plus_one) {
   const auto type = x.scalar_type(), wide = type == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor factor = factor_of(w, type, wide, plus_one);
-  if (fused(x)) {
+  if (runs_fused(x)) {
     RmsNormResult out{at::empty_like(x), at::empty({x.size(0)}, x.options().dtype(wide))};
     if (type == at::kFloat)
       forward<float>(x, factor, out, eps, plus_one);
@@ -68,7 +65,7 @@ at::Tensor rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at
                              const at::Tensor& w, bool plus_one, at::Tensor& dw) {
   const auto type = x.scalar_type(), wide = rstd.scalar_type();
   const at::Tensor factor = factor_of(w, type, wide, plus_one);
-  if (fused(x)) {
+  if (runs_fused(x)) {
     at::Tensor dx = at::empty_like(x);
     at::Tensor partial = at::zeros({(x.size(0) + kGroupRows - 1) / kGroupRows, x.size(1)}, rstd.options());
     if (type == at::kFloat)

@@ -1,5 +1,6 @@
 #include "kernels/rope.h"
 
+#include "kernels/fused.h"
 #include "kernels/parallel_tasks.h"
 
 #define MANIPLE_BODIES "kernels/rope_bodies.h"
@@ -25,10 +26,9 @@ void run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool
 
 at::Tensor rotate(const at::Tensor& x_in, const at::Tensor& cos, const at::Tensor& sin, bool inverse) {
   const at::Tensor x = x_in.contiguous();
-  const auto type = x.scalar_type();
-  if (x.is_cpu() && (type == at::kFloat || type == at::kBFloat16)) {
+  if (runs_fused(x)) {
     at::Tensor y = at::empty_like(x);
-    if (type == at::kFloat)
+    if (x.scalar_type() == at::kFloat)
       run<float>(x, cos.contiguous(), sin.contiguous(), inverse, y);
     else
       run<bf16_t>(x, cos.contiguous(), sin.contiguous(), inverse, y);

@@ -1,5 +1,6 @@
 #include "kernels/rows.h"
 
+#include "kernels/fused.h"
 #include "kernels/parallel_tasks.h"
 
 #define MANIPLE_BODIES "kernels/rows_bodies.h"
@@ -42,11 +43,10 @@ at::Tensor gather_rows(const at::Tensor& x_in, const at::Tensor& index_in, int64
 at::Tensor gather_sum_rows(const at::Tensor& x_in, const at::Tensor& index, int64_t K) {
   const at::Tensor x = x_in.contiguous();
   const int64_t D = x.size(1), T = index.numel() / K;
-  const auto type = x.scalar_type();
-  if (!x.is_cpu() || (type != at::kFloat && type != at::kBFloat16))
+  if (!runs_fused(x))
     return x.index_select(0, index).view({T, K, D}).sum(1);
   at::Tensor y = at::empty({T, D}, x.options());
-  if (type == at::kFloat)
+  if (x.scalar_type() == at::kFloat)
     sum_rows<float>(x, index.contiguous(), K, y);
   else
     sum_rows<bf16_t>(x, index.contiguous(), K, y);
