@@ -10,8 +10,9 @@
 
 namespace maniple {
 
-std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments) {
-  std::vector<TensorSlice> slices = model.optimizer->state_slices(with_moments);
+std::vector<TensorSlice> state_slices(TrainedModel& model, ShardedAdamw::Blocks blocks,
+                                      bool with_router, bool with_moments) {
+  std::vector<TensorSlice> slices = model.optimizer->state_slices(blocks, with_moments);
   if (!with_router) return slices;
   for (MoeLayer* layer : model.moe_layers) {
     Router& r = layer->router();
@@ -57,7 +58,8 @@ void load_hub_weights(TrainedModel& model, const std::string& folder) {
 }
 
 void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments) {
-  std::vector<TensorSlice> slices = state_slices(model, true, with_moments);
+  std::vector<TensorSlice> slices =
+      state_slices(model, ShardedAdamw::Blocks::kHeld, true, with_moments);
   const at::Device& device = model.store.mesh().device();
   if (device.is_cpu()) {
     load_slices(checkpoint, slices);

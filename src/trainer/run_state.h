@@ -9,7 +9,8 @@ namespace maniple {
 
 // Views of everything that this rank stores (or loads, then every rank wants the router state), in
 // the memory of its device.
-std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments);
+std::vector<TensorSlice> state_slices(TrainedModel& model, ShardedAdamw::Blocks blocks,
+                                      bool with_router, bool with_moments);
 
 // The memory of a slice on `device` as a tensor of bytes: a view.
 at::Tensor bytes_of(const TensorSlice& slice, const at::Device& device);

@@ -108,7 +108,7 @@ void add_step_metrics(StepReport& report, const StepOutcome& o, const JobNumbers
     add("grad_norm_experts", experts);
     add("grad_norm_router", router);
   }
-  add("clipped", o.clipped);
+  add("clipped", o.clip < 1);
   add("skipped", o.skipped);
   add("attempts", static_cast<double>(o.attempts));
   add("slices", static_cast<double>(mesh.slices));

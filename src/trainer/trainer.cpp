@@ -60,7 +60,7 @@ class CheckpointWriter {
     const auto begin = Clock::now();
     finish();
     const int rank = mesh_.world().rank();
-    std::vector<TensorSlice> slices = state_slices(model, rank == 0, true);
+    std::vector<TensorSlice> slices = state_slices(model, ShardedAdamw::Blocks::kOwned, rank == 0, true);
     std::erase_if(slices, [&](const TensorSlice& s) {  // tp ranks hold equal copies of these
       return mesh_.tp_index() != 0 && is_replicated(model, s.name);
     });
