@@ -75,7 +75,7 @@ ShardedAdamw::ShardedAdamw(ParameterStore& store, const OptimConfig& optim, int6
   set_holders(holders);
 }
 
-int64_t ShardedAdamw::num_blocks(ParameterStore& store, int64_t block_elements) {
+int64_t ShardedAdamw::num_blocks(const ParameterStore& store, int64_t block_elements) {
   int64_t blocks = 0;
   ProcessMesh& mesh = store.mesh();
   for (int i = 0; i < kNumGradGroups; ++i) {
@@ -482,6 +482,17 @@ Fingerprint ShardedAdamw::fingerprint() const {
         }
       }
     }
+  }
+  return f;
+}
+
+Fingerprint ShardedAdamw::sums_fingerprint() const {
+  Fingerprint f;
+  for (const Shard& s : shards_) {
+    const at::Tensor sums = (s.exact ? s.section : store_.group(s.group).grad).cpu();
+    const auto* words = static_cast<const uint32_t*>(sums.const_data_ptr());
+    for (size_t i = 0; i < sums.nbytes() / 4; ++i)
+      f.add_word(words[i], i, static_cast<uint64_t>(s.group));
   }
   return f;
 }

@@ -31,7 +31,7 @@ class ShardedAdamw {
 
   // Blocks of a position, over all groups; the same number at every position (some may be empty).
   int64_t num_blocks() const { return num_blocks_; }
-  static int64_t num_blocks(ParameterStore& store, int64_t block_elements);
+  static int64_t num_blocks(const ParameterStore& store, int64_t block_elements);
   // New holders for the slices that mesh.across() has now. Blocks that this rank begins to hold
   // have zeros; those that it held before keep their state, in case they are asked for, until
   // drop_unheld().
@@ -71,6 +71,7 @@ class ShardedAdamw {
   }
 
   Fingerprint fingerprint() const;  // of owned blocks; those of all ranks combine
+  Fingerprint sums_fingerprint() const;  // of this rank's section of the sums, after reduce_in_slice
   // Views of the state, memory of the device: of owned blocks (what a checkpoint stores) or of all
   // held ones (what it is loaded into).
   enum class Blocks { kOwned, kHeld };

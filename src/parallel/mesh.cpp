@@ -8,7 +8,7 @@
 namespace maniple {
 
 int64_t smallest_num_ranks(const ParallelConfig& p) {
-  return p.slices * std::lcm(p.tp, p.ep * p.etp);
+  return p.slices * (p.slice_size > 0 ? p.slice_size : std::lcm(p.tp, p.ep * p.etp));
 }
 
 MeshShape make_mesh_shape(const ParallelConfig& p, int64_t num_ranks) {
@@ -20,6 +20,9 @@ MeshShape make_mesh_shape(const ParallelConfig& p, int64_t num_ranks) {
   };
   if (num_ranks % p.slices) refuse("ranks must be divisible by slices");
   MeshShape shape{p.slices, num_ranks / p.slices, p.tp, p.ep, p.etp};
+  if (p.slice_size > 0 && shape.slice_size != p.slice_size)
+    refuse(fmt::format("parallel.slice_size is {}, ranks / slices is {}", p.slice_size,
+                       shape.slice_size));
   if (shape.slice_size % p.tp) refuse(fmt::format("slice size {} must be divisible by tp", shape.slice_size));
   if (shape.slice_size % (p.ep * p.etp))
     refuse(fmt::format("slice size {} must be divisible by ep x etp", shape.slice_size));

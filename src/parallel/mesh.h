@@ -63,12 +63,6 @@ class ProcessMesh {
   Communicator& experts() { return *experts_; }  // the ep x etp ranks that hold one set of experts
   Communicator& grad_group(GradGroup group);     // the ranks of this slice that share its sums
 
-  // int64 sums over all ranks of all slices.
-  void all_reduce(at::Tensor& int64_tensor) {
-    in_slice_->all_reduce(int64_tensor);
-    across_->all_reduce(int64_tensor);
-  }
-
  private:
   MeshShape shape_;
   at::Device device_;

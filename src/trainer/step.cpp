@@ -93,7 +93,8 @@ int64_t num_units(const BatchConfig& batch, const MeshShape& mesh) {
       batch.rows, mesh.slices, mesh.inner_dp(), batch.micro_batch_rows, mesh.slices * round_rows));
 }
 
-TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config, ProcessMesh& mesh)
+TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config, ProcessMesh& mesh,
+                           bool allocate)
     : model(model_config), store(mesh, parse_precision(config.train.precision)) {
   int64_t moe_count = 0;
   for (const LayerConfig& layer : model.layers) moe_count += layer.moe;
@@ -114,6 +115,7 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
         return made;
       },
       config.train.recompute);
+  if (!allocate) return;
   store.allocate(config.optim.block_elements);
   optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
                                              num_units(config.batch, mesh.shape()),
@@ -291,6 +293,11 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
   return between([&] { mesh_.across().all_reduce(all); });
 }
 
+size_t TrainStep::num_sums() const {
+  const auto layers = static_cast<int64_t>(model_.moe_layers.size());
+  return static_cast<size_t>(2 + layers * layer_width(model_.model.num_experts)) + kFlagNumbers;
+}
+
 bool TrainStep::failed(const StepSums& sums) { return Flags(sums).failed() > 0; }
 
 // Something to learn from, and nothing that must not be learnt.
@@ -377,6 +384,15 @@ TrainStep::RankNumbers TrainStep::rank_numbers() {
 }
 
 double TrainStep::evaluate(int64_t num_rows) {
+  double loss = 0;
+  evaluate(num_rows, loss, [](const std::function<void()>& communicate) {
+    communicate();
+    return true;
+  });
+  return loss;
+}
+
+bool TrainStep::evaluate(int64_t num_rows, double& mean, const Between& between) {
   at::NoGradGuard no_grad;
   for (MoeLayer* layer : model_.moe_layers) layer->router().training = false;
   const int64_t ranks = mesh_.num_slices() * mesh_.shape().inner_dp();
@@ -397,9 +413,12 @@ double TrainStep::evaluate(int64_t num_rows) {
   }
   for (MoeLayer* layer : model_.moe_layers) layer->router().training = true;
   at::Tensor all = at::tensor(std::vector<int64_t>{loss, targets}, at::TensorOptions(at::kLong));
-  mesh_.all_reduce(all);
+  mesh_.in_slice().all_reduce(all);
+  if (!between([&] { mesh_.across().all_reduce(all); })) return false;
   const int64_t* s = all.data_ptr<int64_t>();
-  return static_cast<double>(s[0]) * kLossQuantum / scale_ / static_cast<double>(std::max<int64_t>(1, s[1]));
+  mean = static_cast<double>(s[0]) * kLossQuantum / scale_ /
+         static_cast<double>(std::max<int64_t>(1, s[1]));
+  return true;
 }
 
 }  // namespace maniple

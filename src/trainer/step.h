@@ -21,7 +21,9 @@ namespace maniple {
 
 // The model of one rank with everything that trains it.
 struct TrainedModel {
-  TrainedModel(const Config& config, const ModelConfig& model, ProcessMesh& mesh);
+  // Without `allocate` only to be asked about its parameters.
+  TrainedModel(const Config& config, const ModelConfig& model, ProcessMesh& mesh,
+               bool allocate = true);
 
   const ModelConfig model;
   ParameterStore store;
@@ -67,6 +69,9 @@ class TrainStep {
   TrainStep(const TrainStep&) = delete;
   TrainStep& operator=(const TrainStep&) = delete;
 
+  // Runs what needs other slices; says, alike on all ranks of a slice, whether it succeeded.
+  using Between = std::function<bool(const std::function<void()>& communicate)>;
+
   // Collective over the world. Throws CommError after max_attempts failed ones.
   StepOutcome run(int64_t step, double lr);
 
@@ -74,11 +79,10 @@ class TrainStep {
   // `keep_on` is asked before each unit and must answer alike on all ranks of the slice; after a no
   // the attempt has failed.
   StepSums compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on = {});
-  // Phases 5 and 6: the sums of the whole job. Collective over all slices. What may fail with a lost
-  // slice runs under `between`, which answers whether it succeeded, alike on all ranks of the slice;
-  // after a no the sums are worthless and exchange returns false.
-  using Between = std::function<bool(const std::function<void()>& communicate)>;
+  // Phases 5 and 6: the sums of the whole job. Collective over all slices. False when `between`
+  // failed: the sums are worthless then.
   bool exchange(StepSums& sums, const Between& between);
+  size_t num_sums() const;
   static bool failed(const StepSums& sums);
   static bool finite(const StepSums& sums);
   // The outcome, a function of the job's sums alone.
@@ -90,6 +94,8 @@ class TrainStep {
   // Mean loss over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
+  // The same for an elastic job; false when `between` failed.
+  bool evaluate(int64_t num_rows, double& loss, const Between& between);
 
   // What the report adds from this rank about the last step.
   struct RankNumbers {
