@@ -559,6 +559,7 @@ bool ElasticSlice::copy_blocks(const EpochDecision& d) {
     optimizer.unpack(take[m], received.narrow(0, from, receives[m]));
     from += receives[m];
   }
+  optimizer.refresh_values();
   return true;
 }
 
