@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "checkpoint/folders.h"
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "elastic/reshard.h"
@@ -17,7 +18,7 @@
 #include "optim/schedule.h"
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
-#include "trainer/run_state.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/step_metrics.h"
 
 namespace maniple {
@@ -28,7 +29,7 @@ constexpr uint32_t kRestoreAttempt = 1 << 20;
 
 // What the leader tells the ranks of its slice to do next.
 struct Order {
-  enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kLeave } kind{};
+  enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kSave, kLeave } kind{};
   EpochNumber epoch = 0;
   Step step = 0;
   uint32_t attempt = 0;
@@ -51,7 +52,7 @@ struct EnumLast<Order::Kind> {
 
 namespace {
 
-// Actions that are not the training ranks' (Halt, Stable) or the leader's alone (ToPeers): nothing.
+// Actions that are not the training ranks' (Stable) or the leader's alone (ToPeers): nothing.
 Order order_for(const MembershipAction& action) {
   using Kind = Order::Kind;
   Order order;
@@ -69,6 +70,8 @@ Order order_for(const MembershipAction& action) {
     order.fresh = restore->fresh;
   } else if (std::holds_alternative<DropOldCopies>(action)) {
     order.kind = Kind::kDrop;
+  } else if (const auto* halt = std::get_if<Halt>(&action); halt && halt->save) {
+    order.kind = Kind::kSave;
   } else if (const auto* leave = std::get_if<Leave>(&action)) {
     order.kind = Kind::kLeave;
     order.code = leave->code;
@@ -134,6 +137,8 @@ class ElasticSlice {
   bool copy_blocks(const EpochDecision& decision);
   bool share_small_state(const EpochDecision& decision, bool fresh);
   bool gather_parameters();
+  void save(bool wait);
+  void report_part(bool wait);
   std::optional<MetricRow> make_row();
   std::optional<std::string> state_fingerprint();
   void progress(uint32_t unit = 0);
@@ -161,6 +166,8 @@ class ElasticSlice {
   bool has_parameters_ = false;  // those of state_step_
   Step step_now_ = 0;
   uint32_t attempt_now_ = 0;
+  CheckpointWriter writer_;
+  std::optional<CheckpointPart> part_;  // being written; the leader reports it
 
   std::unique_ptr<SliceControl> control_;  // the leader's
   std::unique_ptr<RankControl> line_;      // the others'
@@ -302,6 +309,7 @@ void ElasticSlice::perform(const Order& order) {
     case Order::Kind::kUpdate: return update(*order.record);
     case Order::Kind::kRestore: return restore(*order.decision, order.fresh);
     case Order::Kind::kDrop: return model_.optimizer->drop_unheld();
+    case Order::Kind::kSave: return save(/*wait=*/true);
     default: return;
   }
 }
@@ -413,6 +421,10 @@ void ElasticSlice::update(const DecisionRecord& record) {
   state_step_ = record.step;
   has_parameters_ = gather_parameters();
   const std::optional<MetricRow> row = has_parameters_ ? make_row() : std::nullopt;
+  const int64_t every = config_.checkpoint.every;
+  const bool last = record.step == config_.train.steps;
+  report_part(/*wait=*/false);
+  if (row && every > 0 && (record.step % every == 0 || last)) save(/*wait=*/last);
   // Without a row the epoch is about to end, and Restore makes it.
   if (leads() && row) control_->on(UpdateDone{*row});
 }
@@ -522,8 +534,8 @@ void ElasticSlice::load_start(Step committed) {
   for (MoeLayer* layer : model_.moe_layers) layer->router().reset();
   step_.applied_steps = 0;
   if (committed > 0) {
-    const CheckpointInfo checkpoint = reopen_checkpoint(
-        fmt::format("{}/checkpoints/step-{:08d}", config_.run.dir, committed));
+    const CheckpointInfo checkpoint =
+        reopen_checkpoint(config_.run.dir + "/checkpoints/" + step_folder_name(committed));
     load_checkpoint(model_, checkpoint, true);
     step_.applied_steps = checkpoint.meta.at("applied_steps").get<int64_t>();
   } else {
@@ -594,6 +606,46 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
     }
   state_step_ = d.committed;
   return true;
+}
+
+// --- Checkpoints ---------------------------------------------------------------------------------
+
+// Begins to write this rank's part of a checkpoint of state_step_; all members of the epoch do. The
+// coordinator publishes it when all parts are there and the step is stable.
+void ElasticSlice::save(bool wait) {
+  report_part(/*wait=*/true);
+  const auto position = static_cast<int>(mesh_.position());
+  const auto size = static_cast<int>(mesh_.in_slice().size());
+  const int writers = size * static_cast<int>(mesh_.num_slices());
+  const int writer = static_cast<int>(mesh_.slice()) * size + position;
+  const std::string attempt = fmt::format("epoch-{}-{}", decision_.incarnation, decision_.number);
+  const nlohmann::json manifest = {
+      {"attempt", attempt},
+      {"num_writers", writers},
+      {"meta", checkpoint_meta(config_, state_step_, step_.applied_steps, rows_)}};
+  writer_.start(model_, writer == 0,
+                [=, step = state_step_, root = config_.run.dir + "/checkpoints"](
+                    const std::vector<TensorSlice>& slices) {
+                  write_checkpoint_part(root, step, writer, writers, attempt, slices);
+                });
+  part_ = CheckpointPart{state_step_, decision_.number, manifest.dump()};
+  if (wait) report_part(true);
+}
+
+// Tells the coordinator of a part that all ranks of this slice have written. One that failed is
+// given up: training goes on, and the checkpoint before stays the newest.
+void ElasticSlice::report_part(bool wait) {
+  if (!part_ || !(wait || all_agree(writer_.done()))) return;
+  bool good = true;
+  try {
+    writer_.finish();
+  } catch (const std::exception& error) {
+    good = false;
+    fmt::print(stderr, "warning: no checkpoint of step {}: {}\n", part_->step, error.what());
+    std::fflush(stderr);
+  }
+  if (all_agree(good) && leads()) control_->on(PartWritten{*part_});
+  part_.reset();
 }
 
 // --- Rows ----------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -15,8 +17,8 @@
 #include "launch/launcher.h"
 #include "metrics/console.h"
 #include "model/shard_rules.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_slice.h"
-#include "trainer/run_state.h"
 
 namespace maniple {
 namespace {
@@ -92,6 +94,41 @@ void show_record(Console& console, const nlohmann::ordered_json& record) {
   console.step(report);
 }
 
+// The step of the checkpoint that a new job starts from.
+std::string start_path(const std::string& run_dir) { return run_dir + "/elastic/start"; }
+
+int64_t find_start(const Config& config) {
+  if (config.run.resume != "auto" && config.run.resume != "never")
+    throw ConfigError(fmt::format(
+        "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
+        "(never); for weights from elsewhere set model.init_from",
+        config.run.resume));
+  const std::string folder = resume_folder(
+      config, [](const std::string& reason) { fmt::print("{}\n", reason); });
+  if (folder.empty()) return 0;
+  const CheckpointInfo checkpoint = reopen_checkpoint(folder);
+  const auto rows = open_row_source(config.data, config.batch.seq_len,
+                                    resolve_model(config.model).vocab_size, config.run.seed);
+  for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+    fmt::print("resuming with {}\n", change);
+  fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
+  return checkpoint.step;
+}
+
+// A job's decisions are of no use to the next one, of which no process knows the job's state: it
+// starts from a checkpoint. They are kept for people.
+void begin_new_log(const Config& config, int64_t start) {
+  const std::string log = decision_log_path(config.run.dir);
+  for (int n = 1; ::access(log.c_str(), F_OK) == 0; ++n) {
+    const std::string aside = fmt::format("{}.{}", log, n);
+    if (::access(aside.c_str(), F_OK) != 0 && ::rename(log.c_str(), aside.c_str()) != 0)
+      throw IoError(fmt::format("cannot rename '{}': {}", log, std::strerror(errno)));
+  }
+  ::unlink((config.run.dir + "/elastic/rows").c_str());
+  drop_steps_after(config.run.dir + "/metrics.jsonl", start);
+  write_file_atomic(start_path(config.run.dir), std::to_string(start) + "\n");
+}
+
 }  // namespace
 
 ExitCode launch_job(Config config) {
@@ -103,6 +140,10 @@ ExitCode launch_job(Config config) {
   std::fflush(stdout);
   ensure_directory(config.run.dir + "/elastic");
   ensure_directory(config.run.dir + "/logs");
+  {
+    const RunLock lock(config.run.dir);  // no other job is writing here
+    begin_new_log(config, find_start(config));
+  }
   const std::string resolved = config.run.dir + kResolved;
   write_file_atomic(resolved, config_to_yaml(config));
 
@@ -137,6 +178,12 @@ ExitCode coordinate_job(const Config& config) {
   shell.run_dir = config.run.dir;
   shell.token = read_job_token("-");
   shell.listener = std::atoi(variable(kListenerVariable).c_str());
+  shell.start = std::stoll(read_file(start_path(config.run.dir), "start of the job"));
+  shell.publish = [&](Step step, const std::vector<std::string>& parts) {
+    const auto manifest = nlohmann::json::parse(parts.at(0));
+    publish_checkpoint(config.run.dir + "/checkpoints", step, manifest.at("num_writers"),
+                       manifest.at("attempt"), manifest.at("meta"), config.checkpoint);
+  };
   Console console(stdout, detect_console_style(stdout), config.train.steps);
   shell.show_record = [&](const nlohmann::ordered_json& record) { show_record(console, record); };
   shell.show_event = [&](const std::string& event, const std::string& text) {
