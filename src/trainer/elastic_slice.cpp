@@ -12,6 +12,7 @@
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "elastic/reshard.h"
+#include "launch/clock.h"
 #include "launch/slice_control.h"
 #include "links/move_operation.h"
 #include "metrics/jsonl_sink.h"
@@ -142,6 +143,7 @@ class ElasticSlice {
   std::optional<MetricRow> make_row();
   std::optional<std::string> state_fingerprint();
   void progress(uint32_t unit = 0);
+  void note(const char* event, EpochNumber epoch, Step step);
 
   const Config& config_;
   TrainedModel& model_;
@@ -164,11 +166,12 @@ class ElasticSlice {
   Step sums_step_ = 0;        // of the sums below; 0: none
   StepSums sums_;             // of the attempt that was prepared last
   bool has_parameters_ = false;  // those of state_step_
-  Step step_now_ = 0;
+  std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
   CheckpointWriter writer_;
   std::optional<CheckpointPart> part_;  // being written; the leader reports it
 
+  std::unique_ptr<JsonlFile> journal_;     // the leader's: what this slice did, and when
   std::unique_ptr<SliceControl> control_;  // the leader's
   std::unique_ptr<RankControl> line_;      // the others'
 };
@@ -235,6 +238,10 @@ void ElasticSlice::connect_control(const Fingerprint& build) {
   }
   mesh_.in_slice().barrier();
   if (leads()) {
+    ensure_directory(config_.run.dir + "/elastic");
+    journal_ = std::make_unique<JsonlFile>(
+        fmt::format("{}/elastic/slice-{}.jsonl", config_.run.dir, line_config_.slice));
+    note("register", 0, 0);
     MembershipConfig membership;
     membership.last_step = config_.train.steps;
     membership.registration = Register{
@@ -248,8 +255,19 @@ void ElasticSlice::connect_control(const Fingerprint& build) {
 
 // --- Other threads -------------------------------------------------------------------------------
 
+// One line of <run>/elastic/slice-N.jsonl, for those who examine a run. With the lock.
+void ElasticSlice::note(const char* event, EpochNumber epoch, Step step) {
+  if (journal_)
+    journal_->write({{"us", monotonic_now()},
+                     {"life", line_config_.life},
+                     {"event", event},
+                     {"epoch", epoch},
+                     {"step", step}});
+}
+
 void ElasticSlice::halt(EpochNumber epoch) {
   std::lock_guard lock(mutex_);
+  if (halted_ < epoch) note("halt", epoch, step_now_);
   halted_ = std::max(halted_, epoch);
   if (links_ && decision_.number <= epoch) links_->shutdown("STOP");
   changed_.notify_all();
@@ -417,6 +435,10 @@ void ElasticSlice::update(const DecisionRecord& record) {
   MANIPLE_INVARIANT(sums_step_ == record.step && state_step_ == record.step - 1,
                     "update of step {} with the sums of {} and the state of {}", record.step,
                     sums_step_, state_step_);
+  {
+    std::lock_guard lock(mutex_);
+    note("commit", decision_.number, record.step);
+  }
   step_.apply(step_.settle(sums_), learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
   has_parameters_ = gather_parameters();
@@ -443,6 +465,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
     std::lock_guard lock(mutex_);
     broken_.reset();
     decision_ = decision;
+    note("restore", decision.number, decision.committed);
   }
   has_parameters_ = false;
   step_now_ = decision.committed;
@@ -474,6 +497,10 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   if (good && decision.record) {
     row = make_row();
     good = row.has_value();
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (good) note("restored", decision.number, decision.committed);
   }
   if (leads() && (good || !trouble.empty()))
     control_->on(RestoreDone{decision.number, good, trouble, row});

@@ -125,6 +125,8 @@ void begin_new_log(const Config& config, int64_t start) {
       throw IoError(fmt::format("cannot rename '{}': {}", log, std::strerror(errno)));
   }
   ::unlink((config.run.dir + "/elastic/rows").c_str());
+  for (int64_t slice = 0; slice < config.parallel.slices + config.elastic.spares; ++slice)
+    ::unlink(fmt::format("{}/elastic/slice-{}.jsonl", config.run.dir, slice).c_str());
   drop_steps_after(config.run.dir + "/metrics.jsonl", start);
   write_file_atomic(start_path(config.run.dir), std::to_string(start) + "\n");
 }
