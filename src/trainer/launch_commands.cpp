@@ -16,6 +16,7 @@
 #include "launch/job_token.h"
 #include "launch/launcher.h"
 #include "metrics/console.h"
+#include "metrics/tensorboard_sink.h"
 #include "model/shard_rules.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_slice.h"
@@ -73,8 +74,11 @@ std::vector<TableSection> job_table(const Config& config, const BlockLayout& lay
 
 void show_record(Console& console, const nlohmann::ordered_json& record) {
   if (!record.contains("loss")) {
-    console.message(fmt::format("validation after step {}: loss {:.4f}", record.value("step", 0),
-                                record.value("eval_loss", 0.0)));
+    std::string text = fmt::format("validation after step {}: loss {:.4f}", record.value("step", 0),
+                                   record.value("eval_loss", 0.0));
+    if (record.contains("eval_bits_per_byte"))
+      text += fmt::format(", {:.3f} bits per byte", record.value("eval_bits_per_byte", 0.0));
+    console.message(text);
     return;
   }
   const auto number = [&](const char* name) {
@@ -187,7 +191,14 @@ ExitCode coordinate_job(const Config& config) {
                        manifest.at("attempt"), manifest.at("meta"), config.checkpoint);
   };
   Console console(stdout, detect_console_style(stdout), config.train.steps);
-  shell.show_record = [&](const nlohmann::ordered_json& record) { show_record(console, record); };
+  std::unique_ptr<TensorboardSink> tensorboard;
+  if (config.metrics.tensorboard)
+    tensorboard = std::make_unique<TensorboardSink>(config.run.dir + "/tb",
+                                                    std::chrono::system_clock::now(), shell.start + 1);
+  shell.show_record = [&](const nlohmann::ordered_json& record) {
+    show_record(console, record);
+    if (tensorboard) tensorboard->write(std::chrono::system_clock::now(), record);
+  };
   shell.show_event = [&](const std::string& event, const std::string& text) {
     if (event != "suspect") console.message(fmt::format("{}: {}", event, text));
   };
