@@ -113,6 +113,14 @@ struct ElasticConfig {
   std::string mpirun = "mpirun";    // starts the ranks of a slice
 };
 
+struct SdcConfig {
+  bool state = true;  // check optimizer state and parameters against errors of memory
+};
+
+struct FaultsConfig {
+  std::string flip;  // bits to flip, for tests: slice:position:step:what:element:bit, ...
+};
+
 struct Config {
   RunConfig run;
   TrainConfig train;
@@ -127,6 +135,8 @@ struct Config {
   MetricsConfig metrics;
   ObjectiveConfig objective;
   ElasticConfig elastic;
+  SdcConfig sdc;
+  FaultsConfig faults;
 };
 
 }  // namespace maniple

@@ -204,6 +204,14 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.elastic.max_restarts);
   visit(Key{"elastic.mpirun", non_empty(), "program that starts the ranks of a slice"},
         c.elastic.mpirun);
+  visit(Key{"sdc.state", any_value(),
+            "elastic jobs: check optimizer state and parameters against errors of memory in every "
+            "step"},
+        c.sdc.state);
+  visit(Key{"faults.flip", any_value(),
+            "elastic jobs, for tests: bits to flip in memory, a list with commas of "
+            "slice:position:step:what:element:bit; what is master, m, v or parameter"},
+        c.faults.flip);
 }
 
 }  // namespace maniple

@@ -95,7 +95,9 @@ void Coordinator::receive(const Envelope& envelope) {
   }
   if (envelope.life == 0 || envelope.life != life_of(slice)) return;
   if (const auto* exited = std::get_if<Exited>(&envelope.message))
-    return ended(slice, exited->code, fmt::format("it exited with {}", exited->code));
+    return ended(slice, exited->code,
+                 fmt::format("it exited with {}{}{}", exited->code,
+                             exited->reason.empty() ? "" : ": ", exited->reason));
   slot->second.heard_at = now_;
   slot->second.suspected = false;
   if (const auto* beat = std::get_if<Beat>(&envelope.message)) return receive_beat(slice, *beat);

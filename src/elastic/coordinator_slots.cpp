@@ -10,7 +10,7 @@ namespace {
 // Exit codes that a relaunch on the same device with the same input would only repeat.
 bool is_final(int32_t code) {
   static constexpr std::array kFinal = {ExitCode::kUsage, ExitCode::kData, ExitCode::kNoInput,
-                                        ExitCode::kConfig, ExitCode::kUnhealthy};
+                                        ExitCode::kConfig};
   return std::any_of(kFinal.begin(), kFinal.end(),
                      [&](ExitCode final_code) { return static_cast<int32_t>(final_code) == code; });
 }
@@ -89,7 +89,7 @@ void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) 
     slot.launch_at += std::min(back_off, config_.timeouts.longest_back_off());
     if (is_final(code))
       ban(slice, code,
-          fmt::format("slice {} ended with {}, which a relaunch would repeat", slice, code));
+          fmt::format("slice {}: {}; a relaunch would only repeat it", slice, reason));
     else if (slot.failures > config_.max_restarts)
       ban(slice, code, fmt::format("slice {} failed {} times in a row", slice, slot.failures));
   }

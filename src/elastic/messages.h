@@ -54,10 +54,11 @@ struct Beat {
 
 // The processes of a life have ended.
 struct Exited {
-  int32_t code = 0;  // of its mpirun; 128 + signal when killed by one
+  int32_t code = 0;    // of its mpirun; 128 + signal when killed by one
+  std::string reason;  // what a rank said before; may be empty
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.code);
+    f(s.code, s.reason);
   }
 };
 

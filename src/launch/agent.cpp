@@ -140,7 +140,7 @@ void Agent::start_slice() {
     tree_.start(command);
   } catch (const IoError& error) {
     fmt::print(stderr, "agent of slice {}: {}\n", config_.slice, error.what());
-    return to_coordinator(Exited{static_cast<int32_t>(ExitCode::kNoInput)});
+    return to_coordinator(Exited{static_cast<int32_t>(ExitCode::kNoInput), error.what()});
   }
   say_hello();
 }
@@ -162,7 +162,7 @@ void Agent::slice_ended(int code) {
   ranks_.clear();
   kill_at_ = 0;
   // What a rank said tells more than how mpirun took it.
-  to_coordinator(Exited{left_with_.value_or(code)});
+  to_coordinator(left_with_.value_or(Exited{code, {}}));
   if (job_over_) result_ = 0;
   if (!result_ && next_life_) start_slice();
 }
@@ -206,7 +206,7 @@ void Agent::hear_rank(uint32_t position, std::string_view payload) {
     renew_lease();
   } else if (const auto* leave = std::get_if<RankLeave>(&*message)) {
     rank->second.left = true;
-    if (leave->code != 0 && !left_with_) left_with_ = leave->code;
+    if (leave->code != 0 && !left_with_) left_with_ = Exited{leave->code, leave->reason};
     if (kill_at_ == 0) kill_at_ = monotonic_now() + config_.timeouts.lease();
   } else if (const auto* envelope = std::get_if<Envelope>(&*message)) {
     const bool own = envelope->slice == config_.slice && envelope->life == life_;

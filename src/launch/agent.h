@@ -88,7 +88,7 @@ class Agent {
   Life life_ = 0;                   // last one started
   std::optional<Life> next_life_;   // to start when the one before has ended
   std::map<uint32_t, Rank> ranks_;  // by position
-  std::optional<int> left_with_;    // first code other than 0 that a rank left with
+  std::optional<Exited> left_with_;  // first code other than 0 that a rank left with
   bool ending_ = false;             // the slice was told to end
   bool job_over_ = false;           // the verdict is known
   Time kill_at_ = 0, hello_at_ = 0;

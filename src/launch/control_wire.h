@@ -57,9 +57,10 @@ struct RankBeat {
 // The rank ends now, on purpose. A connection that ends without this is a death.
 struct RankLeave {
   int32_t code = 0;
+  std::string reason;  // why, if not in good order
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.code);
+    f(s.code, s.reason);
   }
 };
 // The agent lives.

@@ -186,7 +186,7 @@ void Launcher::start_due() {
   for (auto& [slice, agent] : agents_) {
     agents_left = agents_left || agent.pid != 0;
     if (agent.pid != 0 || agent.reported) continue;
-    send(slice, Exited{0});
+    send(slice, Exited{});
     agent.reported = true;
   }
   if (ending_agents_) {

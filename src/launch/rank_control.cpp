@@ -160,11 +160,11 @@ void RankControl::send(const Envelope& envelope) {
              [impl = impl_.get(), frame = encode_local(envelope)] { impl->client->send(frame); });
 }
 
-void RankControl::leave(int32_t code) {
+void RankControl::leave(int32_t code, const std::string& reason) {
   std::promise<void> done;
   asio::post(impl_->context, [&] {
     impl_->leaving = true;
-    impl_->client->send(encode_local(RankLeave{code}));
+    impl_->client->send(encode_local(RankLeave{code, reason}));
     done.set_value();
   });
   done.get_future().wait();

@@ -66,8 +66,9 @@ class RankControl {
   // Leader, any thread: to the coordinator, in the order of the calls. Lost when the coordinator is
   // away.
   void send(const Envelope& envelope);
-  // The process is about to end with this code, on purpose. Returns when the agent's socket has it.
-  void leave(int32_t code);
+  // The process is about to end with this code, on purpose or because of an error that the reason
+  // tells. Returns when the agent's socket has it.
+  void leave(int32_t code, const std::string& reason = {});
 
  private:
   struct Impl;

@@ -6,11 +6,13 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 
 #include "core/errors.h"
 #include "kernels/parallel_tasks.h"
 #include "kernels/device_kernels.h"
+#include "links/message_hash.h"
 
 namespace maniple {
 namespace {
@@ -456,6 +458,73 @@ void ShardedAdamw::publish_in_slice() {
     at::Tensor& value = store_.group(s.group).value;
     const int64_t n = s.blocks_here * store_.block_elements();
     inner.all_gather_v(value.narrow(0, s.begin, n).clone(), value, s.section_counts);
+  }
+}
+
+void ShardedAdamw::visit_sealed(
+    const std::function<void(const std::string&, const at::Tensor&, uint64_t&)>& visit) {
+  const int64_t block_elements = store_.block_elements();
+  std::vector<std::function<void()>> tasks;
+  for (Shard& s : shards_) {
+    const char* group = to_string(s.group);
+    for (auto& [number, b] : s.blocks) {
+      if (!b.held) continue;
+      const std::pair<const char*, at::Tensor*> parts[] = {
+          {"master", &b.master}, {"m", &b.m}, {"v", &b.v}};
+      for (size_t i = 0; i < 3; ++i)
+        tasks.push_back([&visit, group, number, part = parts[i], seal = &b.seals[i]] {
+          visit(fmt::format("{} of block {} ({})", part.first, number, group), *part.second, *seal);
+        });
+    }
+    const at::Tensor& value = store_.group(s.group).value;
+    s.seals.resize(value.numel() / block_elements);
+    for (size_t b = 0; b < s.seals.size(); ++b)
+      tasks.push_back([&visit, &value, group, b, block_elements, seal = &s.seals[b]] {
+        visit(fmt::format("parameters of block {} ({})", b, group),
+              value.narrow(0, static_cast<int64_t>(b) * block_elements, block_elements), *seal);
+      });
+  }
+  parallel_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    const at::NoGradGuard no_grad;
+    tasks[i]();
+  });
+}
+
+void ShardedAdamw::seal() {
+  visit_sealed([](const std::string&, const at::Tensor& t, uint64_t& seal) {
+    seal = message_hash({static_cast<const uint8_t*>(t.const_data_ptr()), t.nbytes()});
+  });
+}
+
+std::vector<std::string> ShardedAdamw::broken_seals() {
+  std::mutex mutex;
+  std::vector<std::string> broken;
+  visit_sealed([&](const std::string& what, const at::Tensor& t, uint64_t& seal) {
+    if (message_hash({static_cast<const uint8_t*>(t.const_data_ptr()), t.nbytes()}) == seal) return;
+    const std::lock_guard lock(mutex);
+    broken.push_back(what);
+  });
+  return broken;
+}
+
+void ShardedAdamw::flip(const std::string& what, int64_t element, int bit) {
+  for (Shard& s : shards_) {
+    std::vector<at::Tensor> places;
+    if (what == "parameter") places.push_back(store_.group(s.group).value);
+    for (auto& [number, b] : s.blocks)
+      if (b.held && what != "parameter")
+        places.push_back(what == "master" ? b.master : what == "m" ? b.m : b.v);
+    for (const at::Tensor& t : places) {
+      if (element >= t.numel()) {
+        element -= t.numel();
+        continue;
+      }
+      const auto size = static_cast<int64_t>(t.element_size());
+      const int64_t place = bit % (8 * size);
+      static_cast<uint8_t*>(t.data_ptr())[element * size + place / 8] ^=
+          static_cast<uint8_t>(1 << (place % 8));
+      return;
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 // the same bits.
 #pragma once
 
+#include <array>
 #include <map>
 
 #include "checkpoint/checkpoint.h"
@@ -70,6 +71,13 @@ class ShardedAdamw {
     publish_in_slice();
   }
 
+  // Against errors of memory (layer L1 of spec/elastic.md section 6): seal() notes what master, m and
+  // v of the held blocks and the parameters are, broken_seals() names what has changed since.
+  void seal();
+  std::vector<std::string> broken_seals();
+  // Flips one bit of an element of this rank's `what`: master, m, v or parameter. For tests.
+  void flip(const std::string& what, int64_t element, int bit);
+
   Fingerprint fingerprint() const;  // of owned blocks; those of all ranks combine
   Fingerprint sums_fingerprint() const;  // of this rank's section of the sums, after reduce_in_slice
   // Views of the state, memory of the device: of owned blocks (what a checkpoint stores) or of all
@@ -90,6 +98,7 @@ class ShardedAdamw {
     at::Tensor reduced;       // int64 [block_elements], a view; undefined where nothing is rounded
     bool held = true, owned = false;
     std::vector<Run> runs;
+    std::array<uint64_t, 3> seals = {};  // of master, m, v
   };
   struct Piece {  // n elements of the flat buffer at `from` belong at `to` of the sums
     int64_t from, to, n;
@@ -112,11 +121,15 @@ class ShardedAdamw {
     at::Tensor sum, section, owned, taken;  // int64
     at::Tensor gathered;                    // parameters in the order of the sums
     std::map<int64_t, Block> blocks;        // by number, held now or before
+    std::vector<uint64_t> seals;            // of the parameters, block by block
   };
   void lay_out(Shard& shard, const BlockHolders& holders);
   void set_reduced(Shard& shard, const BlockHolders& holders);
   std::vector<Run> runs(const Shard& shard, int64_t begin) const;
   const Block* find_block(int64_t number) const;  // null: empty at this position
+  // Calls visit(what, tensor, its seal) for everything that is sealed, in parallel.
+  void visit_sealed(
+      const std::function<void(const std::string&, const at::Tensor&, uint64_t&)>& visit);
   // The gradient of elements [at, at + n) of a block times factor.
   at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
                     double factor) const;

@@ -6,7 +6,7 @@
 
 #include <atomic>
 #include <filesystem>
-#include <fstream>
+#include <sstream>
 
 #include "checkpoint/folders.h"
 #include "core/config_schema.h"
@@ -105,6 +105,35 @@ Redundancy parse_redundancy(const std::string& name) {
   return name == "none" ? Redundancy::kNone : Redundancy::kShadow;
 }
 
+struct BitFlip {
+  SliceId slice = 0;
+  int64_t position = 0;
+  Step step = 0;
+  std::string what;
+  int64_t element = 0;
+  int bit = 0;
+};
+
+std::vector<BitFlip> parse_flips(const std::string& text) {
+  std::vector<BitFlip> flips;
+  std::istringstream list(text);
+  for (std::string one; std::getline(list, one, ',');) {
+    BitFlip f;
+    char what[16] = "", end = 0;
+    const int n = std::sscanf(one.c_str(), " %u:%ld:%ld:%15[a-z]:%ld:%d %c", &f.slice, &f.position,
+                              &f.step, what, &f.element, &f.bit, &end);
+    f.what = what;
+    const bool known = f.what == "master" || f.what == "m" || f.what == "v" || f.what == "parameter";
+    if (n != 6 || !known || f.element < 0 || f.bit < 0)
+      throw ConfigError(fmt::format(
+          "faults.flip: '{}' is not slice:position:step:what:element:bit with what one of master, "
+          "m, v, parameter; example: 1:0:20:master:5:30",
+          one));
+    flips.push_back(f);
+  }
+  return flips;
+}
+
 class ElasticSlice {
  public:
   ElasticSlice(const Config& config, TrainedModel& model, ProcessMesh& mesh, TrainStep& step,
@@ -138,6 +167,9 @@ class ElasticSlice {
   bool copy_blocks(const EpochDecision& decision);
   bool share_small_state(const EpochDecision& decision, bool fresh);
   bool gather_parameters();
+  void seal();
+  void check_seals();
+  void inject(Step step);
   void save(bool wait);
   void report_part(bool wait);
   std::optional<MetricRow> make_row();
@@ -152,6 +184,7 @@ class ElasticSlice {
   const RowSource& rows_;
   const RankControl::Config line_config_;
   const BlockLayout layout_;
+  const std::vector<BitFlip> flips_;
   Progress link_progress_;
   LinkListener listener_;
 
@@ -185,6 +218,7 @@ ElasticSlice::ElasticSlice(const Config& config, TrainedModel& model, ProcessMes
       rows_(rows),
       line_config_(line),
       layout_{model.optimizer->num_blocks(), parse_redundancy(config.elastic.redundancy)},
+      flips_(parse_flips(config.faults.flip)),
       listener_(link_progress_, "127.0.0.1", 0, line.token) {}
 
 // --- Beginning -----------------------------------------------------------------------------------
@@ -290,14 +324,20 @@ std::optional<SliceId> ElasticSlice::waits_for() {
 
 ExitCode ElasticSlice::run() {
   connect_control(probe());
-  for (;;) {
-    const Order order = next_order();
-    if (order.kind != Order::Kind::kNothing) progress();
-    if (order.kind == Order::Kind::kLeave) {
-      (control_ ? control_->line() : *line_).leave(order.code);
-      return static_cast<ExitCode>(order.code);
+  RankControl& line = control_ ? control_->line() : *line_;
+  try {
+    for (;;) {
+      const Order order = next_order();
+      if (order.kind != Order::Kind::kNothing) progress();
+      if (order.kind == Order::Kind::kLeave) {
+        line.leave(order.code);
+        return static_cast<ExitCode>(order.code);
+      }
+      perform(order);
     }
-    perform(order);
+  } catch (const Error& error) {
+    line.leave(static_cast<int32_t>(error.code()), error.what());  // the job is to hear why
+    throw;
   }
 }
 
@@ -383,12 +423,14 @@ void ElasticSlice::attempt(const Order& order) {
   if (good) {
     links_->begin_attempt(static_cast<uint64_t>(order.step), order.attempt);
     uint32_t unit = 0;
+    inject(order.step);
     sums = step_.compute(order.step, order.attempt, [&] {
       progress(++unit);
       return good = all_agree(!halted());
     });
     good = good && step_.exchange(sums, [this](const auto& c) { return between(c); }) &&
            !TrainStep::failed(sums);
+    check_seals();
   } else if (leads()) {
     // STOP is on its way; what cannot be computed need not be tried again and again.
     std::unique_lock lock(mutex_);
@@ -442,6 +484,7 @@ void ElasticSlice::update(const DecisionRecord& record) {
   step_.apply(step_.settle(sums_), learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
   has_parameters_ = gather_parameters();
+  seal();
   const std::optional<MetricRow> row = has_parameters_ ? make_row() : std::nullopt;
   const int64_t every = config_.checkpoint.every;
   const bool last = record.step == config_.train.steps;
@@ -455,6 +498,34 @@ bool ElasticSlice::gather_parameters() {
   if (!between([&] { model_.optimizer->publish_across(); })) return false;
   model_.optimizer->publish_in_slice();
   return true;
+}
+
+// --- Errors of memory ----------------------------------------------------------------------------
+
+void ElasticSlice::seal() {
+  if (config_.sdc.state) model_.optimizer->seal();
+}
+
+// Before the slice says PREPARE: what it computed with and what it would update must be what it wrote
+// in the step before. A slice that finds a difference leaves, so nothing of it is committed; the
+// others have good copies.
+void ElasticSlice::check_seals() {
+  if (!config_.sdc.state) return;
+  const std::vector<std::string> broken = model_.optimizer->broken_seals();
+  if (all_agree(broken.empty())) return;
+  if (broken.empty()) return (void)all_agree(true);  // another rank speaks and ends the slice
+  throw Error(ExitCode::kUnhealthy,
+              fmt::format("slice {} position {}: memory has changed since step {}: {}{}; the slice "
+                          "leaves, the others go on with their copies",
+                          line_config_.slice, mesh_.position(), state_step_, broken.front(),
+                          broken.size() > 1 ? fmt::format(" and {} more", broken.size() - 1) : ""));
+}
+
+void ElasticSlice::inject(Step step) {
+  for (const BitFlip& flip : flips_)
+    if (flip.slice == line_config_.slice && flip.position == mesh_.position() && flip.step == step &&
+        line_config_.life == 1 && attempt_now_ == 0)
+      model_.optimizer->flip(flip.what, flip.element, flip.bit);
 }
 
 // --- From one epoch to the next ------------------------------------------------------------------
@@ -493,6 +564,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   bool good = trouble.empty() && copy_blocks(decision) && share_small_state(decision, fresh);
   has_parameters_ = good && gather_parameters();
   good = good && has_parameters_;
+  seal();
   std::optional<MetricRow> row;
   if (good && decision.record) {
     row = make_row();
@@ -738,6 +810,7 @@ MeshShape slice_shape(const Config& config, int64_t num_ranks) {
         "run.device={}: the slices of an elastic job compute on the CPU in this version; set "
         "run.device=cpu, or train without launch",
         config.run.device));
+  (void)parse_flips(config.faults.flip);
   const int64_t units = maniple::num_units(config.batch, shape);
   if (units < config.parallel.slices + config.elastic.spares)
     throw ConfigError(fmt::format(

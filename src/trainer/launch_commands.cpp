@@ -116,6 +116,7 @@ int64_t find_start(const Config& config) {
   for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
     fmt::print("resuming with {}\n", change);
   fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
+  std::fflush(stdout);
   return checkpoint.step;
 }
 

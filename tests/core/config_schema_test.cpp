@@ -184,7 +184,7 @@ TEST(ConfigLoader, ErrorsOfOverridesNameTheOverride) {
       {"data.sources=[{path: x}]", "no kind"},
       {"optim.betas.0=1", "unknown key"},
       {"model.*=1", "unknown key"},
-      {"faults.kill=1", "not supported by this build"},
+      {"quant.format=q4", "not supported by this build"},
       {"optim.warmup_steps=1000", "train.steps"},
   };
   for (const auto& [item, part] : table) {

@@ -66,7 +66,7 @@ class Job {
     job.enroll(0);
     if (phase == 'F') return job;
     if (phase == 'X') {
-      for (SliceId s = 0; s < 3; ++s) job.say(s, Exited{78});
+      for (SliceId s = 0; s < 3; ++s) job.say(s, Exited{78, {}});
       return job;
     }
     job.enroll(1);
@@ -119,9 +119,9 @@ const std::vector<Case>& cases() {
          j.say(0, Beat{{SlicePhase::kStopped, j.number() - 1, 3}, {5, {}}});
        },
        "FRSCTPNDX"},
-      {"Exited, a member", [](Job& j) { j.say(0, Exited{139}); }, "FCCCCPCDX"},
-      {"Exited, the spare", [](Job& j) { j.say(2, Exited{139}); }, "FRSCTPNDX"},
-      {"Exited, an earlier life", [](Job& j) { j.say(0, Exited{139}, 0, 0); }, "FRSCTPNDX"},
+      {"Exited, a member", [](Job& j) { j.say(0, Exited{139, {}}); }, "FCCCCPCDX"},
+      {"Exited, the spare", [](Job& j) { j.say(2, Exited{139, {}}); }, "FRSCTPNDX"},
+      {"Exited, an earlier life", [](Job& j) { j.say(0, Exited{139, {}}, 0, 0); }, "FRSCTPNDX"},
       {"SliceLost",
        [](Job& j) {
          j.put(SliceLost{0, 1, "host"});
@@ -227,7 +227,7 @@ TEST(Coordinator, AStoppedLoopTakesNobodysLease) {
 TEST(Coordinator, AnUnplannedLossTakesTheSpareAtOnce) {
   Job job = Job::in('R');
   job.take_sent();
-  job.say(0, Exited{137});
+  job.say(0, Exited{137, {}});
   EXPECT_EQ(job.take_sent(), "Stop:1;");
   job.say(1, job.state());
   ASSERT_EQ(job.phase(), 'T');
@@ -241,8 +241,8 @@ TEST(Coordinator, OwnerAndShadowLostTogetherGoBackToTheCheckpoint) {
   Job job = Job::in('R');
   job.say(0, Rows{{{1, "a"}, {2, "b"}}});
   job.put(CheckpointPublished{2});
-  job.say(0, Exited{137});
-  job.say(1, Exited{137});
+  job.say(0, Exited{137, {}});
+  job.say(1, Exited{137, {}});
   EXPECT_EQ(job.phase(), 'P');  // the spare alone does not go on at once
   job.pass(Job::config().timeouts.forming() + kLease, {2});
   ASSERT_EQ(job.phase(), 'T');
@@ -253,7 +253,7 @@ TEST(Coordinator, OwnerAndShadowLostTogetherGoBackToTheCheckpoint) {
 TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {
   Job job = Job::in('F');
   for (Life life = 1; life <= 6; ++life) {
-    job.say(2, Exited{1}, 0, life);
+    job.say(2, Exited{1, {}}, 0, life);
     job.take_sent();
     job.pass((kLease << (life - 1)) - kLease / 2, {0});
     EXPECT_EQ(job.take_sent().find("Launch:2"), std::string::npos) << life;

@@ -261,7 +261,7 @@ class Simulation {
     if (!node.alive) return;
     node.alive = false;
     node.code = code;
-    if (node.agent) send_up({0, 0, s, node.life, Exited{code}});
+    if (node.agent) send_up({0, 0, s, node.life, Exited{code, {}}});
     const EpochNumber epoch = node.slice->machine.decision().number;
     for (const Member& m : node.slice->machine.decision().members)
       if (m.slice != s && chance(900))

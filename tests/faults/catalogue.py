@@ -230,6 +230,21 @@ def newest_checkpoint_damaged(job, draw):
     assert newest in output and "resuming after step" in output, "the damaged one is not named"
 
 
+def flipped(what, element, bit):
+    @fault("F22", overrides=[f"faults.flip=1:1:20:{what}:{element}:{bit}"])
+    def bit_flipped(job, draw):
+        """the slice is named and leaves before the step is committed"""
+        job.until_epochs(2)
+        job.until(lambda: ended(job, 1), 20, "its end")
+        said = " ".join(e["text"] for e in job.events("slice_ended"))
+        assert f"slice 1 position 1: memory has changed since step 19: {what}" in said, "the flip is not named: " + said
+    ROWS[-1] = (ROWS[-1][0], f"bit_{bit}_flipped_in_{what}", *ROWS[-1][2:])
+
+
+for place in (("master", 777, 30), ("m", 5000, 3), ("v", 12, 22), ("parameter", 4321, 0)):
+    flipped(*place)
+
+
 @fault("F33")
 def random_bytes_on_every_port(job, draw):
     """counted, nothing dies"""
