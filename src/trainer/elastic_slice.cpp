@@ -196,8 +196,9 @@ class ElasticSlice {
   std::unique_ptr<LinkSet> links_;
 
   Step state_step_ = 0;       // of master, m, v and the router's state
-  Step sums_step_ = 0;        // of the sums below; 0: none
-  StepSums sums_;             // of the attempt that was prepared last
+  StepSums sums_;             // of step state_step_; not of use when that came from a checkpoint
+  Step prepared_step_ = 0;    // of the attempt that was prepared last, whose sums wait for the vote
+  StepSums prepared_;
   bool has_parameters_ = false;  // those of state_step_
   std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
@@ -440,8 +441,8 @@ void ElasticSlice::attempt(const Order& order) {
   AttemptReport report;
   report.health = good ? Health::kOk : Health::kPoisoned;
   if (good) {
-    sums_ = sums;
-    sums_step_ = order.step;
+    prepared_ = sums;
+    prepared_step_ = order.step;
     report.finite = TrainStep::finite(sums);
     report.tokens = sums[0];
   }
@@ -474,9 +475,10 @@ void ElasticSlice::send_prepare(const Prepare& prepare) {
 }
 
 void ElasticSlice::update(const DecisionRecord& record) {
-  MANIPLE_INVARIANT(sums_step_ == record.step && state_step_ == record.step - 1,
+  MANIPLE_INVARIANT(prepared_step_ == record.step && state_step_ == record.step - 1,
                     "update of step {} with the sums of {} and the state of {}", record.step,
-                    sums_step_, state_step_);
+                    prepared_step_, state_step_);
+  sums_ = prepared_;
   {
     std::lock_guard lock(mutex_);
     note("commit", decision_.number, record.step);
@@ -548,7 +550,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   step_.assign();
   if (fresh || decision.loads_checkpoint()) {
     model_.optimizer->forget();
-    sums_step_ = 0;
+    prepared_step_ = 0;
   }
   model_.optimizer->set_holders(holders(layout_, decision.members));
   progress();
@@ -678,7 +680,7 @@ bool ElasticSlice::copy_blocks(const EpochDecision& d) {
 // last step, the router's state.
 bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
   if (d.loads_checkpoint()) return true;
-  std::vector<int64_t> numbers = {step_.applied_steps, sums_step_};
+  std::vector<int64_t> numbers = {step_.applied_steps};
   sums_.resize(step_.num_sums());
   numbers.insert(numbers.end(), sums_.begin(), sums_.end());
   std::vector<at::Tensor> parts = {at::tensor(numbers, at::kLong).view(at::kByte)};
@@ -695,8 +697,7 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
   const at::Tensor whole = bytes.narrow(0, 0, from).clone();
   const auto* n = reinterpret_cast<const int64_t*>(whole.const_data_ptr());
   step_.applied_steps = n[0];
-  sums_step_ = n[1];
-  std::copy(n + 2, n + 2 + sums_.size(), sums_.begin());
+  std::copy(n + 1, n + 1 + sums_.size(), sums_.begin());
   for (MoeLayer* layer : model_.moe_layers)
     for (const at::Tensor* t : {&layer->router().bias, &layer->router().previous_f}) {
       const auto size = static_cast<int64_t>(t->nbytes());
