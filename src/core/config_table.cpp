@@ -69,7 +69,7 @@ const std::vector<std::string>& later_keys() {
 }
 
 const std::vector<std::string>& later_groups() {
-  static const std::vector<std::string> groups = {"distill", "quant", "elastic", "sdc", "faults"};
+  static const std::vector<std::string> groups = {"quant", "elastic", "sdc", "faults"};
   return groups;
 }
 

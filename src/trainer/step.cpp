@@ -4,6 +4,7 @@
 
 #include "core/errors.h"
 #include "model/shard_rules.h"
+#include "objectives/causal_lm.h"
 
 namespace maniple {
 namespace {
@@ -102,8 +103,8 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
 }
 
 TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh,
-                     const RowSource& rows)
-    : config_(config), model_(model), mesh_(mesh), rows_(rows) {
+                     const RowSource& rows, std::unique_ptr<Objective> objective)
+    : config_(config), model_(model), mesh_(mesh), rows_(rows), objective_(std::move(objective)) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
   const int64_t R = num_units(config.batch, mesh.shape()), slices = mesh.shape().slices;
@@ -135,10 +136,10 @@ std::vector<Row> TrainStep::micro_batch_rows(uint64_t k) const {
   return rows;
 }
 
-TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const {
+MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
   const int64_t B = static_cast<int64_t>(rows.size()), S = config_.batch.seq_len;
   const auto options = at::TensorOptions(at::kLong);
-  MicroBatch b{at::empty({B, S}, options), at::empty({B, S}, options), at::empty({B, S}, options),
+  MicroBatch b{{}, at::empty({B, S}, options), at::empty({B, S}, options), at::empty({B, S}, options),
                at::empty({B, S}, options)};
   for (int64_t r = 0; r < B; ++r) {
     auto put = [&](const at::Tensor& t, const std::vector<int32_t>& from) {
@@ -150,6 +151,7 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
     put(b.document, rows[r].document);
   }
   for (at::Tensor* t : {&b.ids, &b.target, &b.position, &b.document}) *t = t->to(mesh_.device());
+  b.rows = std::move(rows);
   return b;
 }
 
@@ -160,13 +162,12 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
       batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
                                               static_cast<uint64_t>(k), 4);
     clock_.enter(Phase::kData);
-    const Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
+    Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
     clock_.enter(Phase::kForward);
-    const MicroBatch b = to_tensors(batch.rows);
+    const MicroBatch b = to_tensors(std::move(batch.rows));
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
-    at::Tensor loss =
-        cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
-                      b.target.view({-1}), scale_, mesh_.tp(), ce_);
+    at::Tensor loss = objective_->loss(b, h.view({-1, h.size(-1)}), model_.decoder->head(),
+                                       model_.model.vocab_size, scale_, mesh_.tp());
     for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
     clock_.enter(Phase::kBackward);
     loss.backward();
@@ -174,13 +175,15 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
   }
 }
 
-// Losses are rounded once per unit, counts are integers. Layout: targets, loss, then the MoE layers.
-void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
+// Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, then
+// the objective's other sums.
+void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective,
+                              std::vector<int64_t>& sums) {
   size_t i = 0;
   auto add = [&](int64_t x) { sums[i++] += x; };
   const bool speaks = mesh_.tp_index() == 0;  // all tp ranks hold the same cross-entropy
-  add(speaks ? ce_.num_targets : 0);
-  add(speaks ? to_quanta(ce_.loss * scale_) : 0);
+  add(speaks ? objective.num_targets : 0);
+  add(speaks ? to_quanta(objective.values[0] * scale_) : 0);
   int64_t l = 0;
   for (MoeLayer* layer : model_.moe_layers) {
     RouterSums& s = layer->router().sums;
@@ -196,12 +199,15 @@ void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
     logit_max_ = std::max(logit_max_, s.logit_max);
     s.clear();
   }
-  ce_ = {};
+  for (size_t j = 1; j < objective.values.size(); ++j)
+    add(speaks ? to_quanta(objective.values[j] * scale_) : 0);
 }
 
 StepOutcome TrainStep::run(int64_t step, double lr) {
   ShardedAdamw& optimizer = *model_.optimizer;
   const int64_t E = model_.model.num_experts, layers = static_cast<int64_t>(model_.moe_layers.size());
+  const std::vector<std::string> objective_names = objective_->names();
+  objective_->begin_step(step, lr);
   for (int64_t attempt = 0; attempt < kMaxAttempts; ++attempt) {
     StepOutcome out;
     out.attempts = attempt + 1;
@@ -215,20 +221,22 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
 
     // 2 to 4: data, forward, loss, backward, fold, unit by unit.
     optimizer.begin_attempt();
-    ce_ = {};
-    std::vector<int64_t> sums(2 + layers * layer_width(E), 0);
+    objective_->discard_sums();
+    std::vector<int64_t> sums(1 + objective_names.size() + layers * layer_width(E), 0);
     for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
     logit_max_ = -std::numeric_limits<double>::infinity();
     clock_.take();
     for (int64_t unit = begin; unit < end; ++unit) {
       backward_unit(step, unit);
       inject(unit, FaultPoint::kBackward);
-      if (!std::isfinite(ce_.loss)) {
-        finite = false;
-        ce_.loss = 0;
-      }
+      ObjectiveSums objective = objective_->take_sums();
+      for (double& value : objective.values)
+        if (!std::isfinite(value)) {
+          finite = false;
+          value = 0;
+        }
       for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
-      add_unit_sums(unit, sums);
+      add_unit_sums(unit, objective, sums);
       clock_.enter(Phase::kFold);
       finite &= optimizer.fold_unit();
       clock_.enter(Phase::kOther);
@@ -260,6 +268,11 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
     out.num_tokens = config_.batch.rows * config_.batch.seq_len;
     const double factor = 1 / (scale_ * static_cast<double>(out.num_targets));
     out.loss = static_cast<double>(sums[1]) * kLossQuantum * factor;
+    for (size_t j = 1; j < objective_names.size(); ++j) {
+      const auto at = static_cast<size_t>(1 + layers * layer_width(E)) + j;
+      out.objective.emplace_back(objective_names[j],
+                                 static_cast<double>(sums[at]) * kLossQuantum * factor);
+    }
     out.grad_norm = std::sqrt(from_fixed(from_limbs(votes + 2))) * factor;
     out.expert_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 6))) * factor;
     out.router_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 10))) * factor;
@@ -283,6 +296,7 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
     }
     if (out.skipped) {
       out.loss = out.grad_norm = std::nan("");
+      for (auto& metric : out.objective) metric.second = std::nan("");
       out.seconds = clock_.take();
       return out;
     }

@@ -95,6 +95,7 @@ JobNumbers gather_job_numbers(TrainStep& step, ProcessMesh& mesh) {
 void add_step_metrics(StepReport& report, const StepOutcome& o, const JobNumbers& job,
                       const TrainedModel& model, const MeshShape& mesh, const LoadWatch& watch) {
   auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
+  for (const auto& metric : o.objective) report.extra.push_back(metric);
   if (!o.counts.empty()) {
     add("aux_loss_weighted", o.weighted_aux_loss);
     add("z_loss_weighted", o.weighted_z_loss);

@@ -22,6 +22,7 @@
 #include "optim/schedule.h"
 #include "parallel/device.h"
 #include "trainer/agreement.h"
+#include "trainer/make_objective.h"
 #include "trainer/run_state.h"
 #include "trainer/step_metrics.h"
 
@@ -253,6 +254,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     num_units(config.batch, shape);  // refuse before anything is allocated
     rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
                            config.run.seed);
+    rows = attach_targets(config, model_config, std::move(rows));
     if (!chief) return;
     lock = std::make_unique<RunLock>(config.run.dir);
   });
@@ -260,7 +262,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   std::unique_ptr<TrainedModel> made;
   agree(mesh.world(), [&] { made = std::make_unique<TrainedModel>(config, model_config, mesh); });
   TrainedModel& model = *made;
-  TrainStep step(config, model, mesh, *rows);
+  TrainStep step(config, model, mesh, *rows, make_objective(config, model_config, mesh));
 
   const ConsoleStyle style = console_style();
   std::unique_ptr<Console> console;
