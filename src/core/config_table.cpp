@@ -63,13 +63,12 @@ const std::vector<ModelField>& model_fields() {
 }
 
 const std::vector<std::string>& later_keys() {
-  static const std::vector<std::string> keys = {"parallel.slice_size", "parallel.cp",
-                                                "parallel.pp"};
+  static const std::vector<std::string> keys = {"parallel.cp", "parallel.pp"};
   return keys;
 }
 
 const std::vector<std::string>& later_groups() {
-  static const std::vector<std::string> groups = {"quant", "elastic", "sdc", "faults"};
+  static const std::vector<std::string> groups = {"quant", "sdc", "faults"};
   return groups;
 }
 

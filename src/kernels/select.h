@@ -11,7 +11,7 @@
 namespace maniple {
 
 // Sums of the weights of columns [0, (b + 1) kSumColumns) of each row, fp64 [n, blocks].
-constexpr int64_t kSumColumns = 128;
+constexpr int64_t kSumColumns = 64;
 at::Tensor running_sums(const at::Tensor& weight);
 
 // Which of `num` draws with replacement fall into this part of a larger row, and where. The whole

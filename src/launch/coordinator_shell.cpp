@@ -142,15 +142,22 @@ void CoordinatorShell::perform(const CoordinatorAction& action) {
       asking_->send(encode_message({coordinator_->history().incarnation,
                                     coordinator_->history().number(), 0, 0, reply->reply}));
   } else if (const auto* write = std::get_if<WriteRow>(&action)) {
-    if (!writer_.write_row(write->row))
+    const auto& epoch = coordinator_->history().epoch;
+    const bool good = writer_.write_row(
+        write->row, {{"epoch", coordinator_->history().number()},
+                     {"slices", epoch ? epoch->members.size() : 0}});
+    if (!good)
       writer_.write_event("row_refused",
                           fmt::format("step {}: no JSON object of this step", write->row.step));
+    for (const auto& record : writer_.last_records())
+      if (config_.show_record) config_.show_record(record);
   } else if (const auto* drop = std::get_if<DropRows>(&action)) {
     writer_.drop_rows(drop->after);
   } else if (const auto* complete = std::get_if<PublishCheckpoint>(&action)) {
     publish(*complete);
   } else if (const auto* note = std::get_if<Note>(&action)) {
     writer_.write_event(note->event, note->text);
+    if (config_.show_event) config_.show_event(note->event, note->text);
   }
 }
 

@@ -30,6 +30,9 @@ struct CoordinatorShellConfig {
   // Makes a checkpoint that is complete and stable the newest one; durable when it returns. Without
   // it checkpoints are not published.
   std::function<void(Step, const std::vector<std::string>& parts)> publish;
+  // What people see. May be empty.
+  std::function<void(const nlohmann::ordered_json& record)> show_record;
+  std::function<void(const std::string& event, const std::string& text)> show_event;
 };
 
 class CoordinatorShell {

@@ -8,22 +8,23 @@ namespace {
 
 class Distillation : public Objective {
  public:
-  Distillation(const Config& config, std::unique_ptr<Teacher> teacher)
-      : config_(config), teacher_(std::move(teacher)) {}
+  Distillation(const DistillConfig& config, const std::function<double(int64_t)>& alpha,
+               std::unique_ptr<Teacher> teacher)
+      : config_(config), alpha_of_(alpha), teacher_(std::move(teacher)) {}
 
   std::vector<std::string> names() const override {
     return {"loss", "ce_loss", "kd_loss", "kl_loss", "teacher_entropy", "distill_alpha"};
   }
 
-  void begin_step(int64_t step, double lr) override {
-    alpha_ = ce_weight(config_.distill, step, config_.train.steps, lr, config_.optim.lr);
+  void begin_attempt(int64_t step) override {
+    Objective::begin_attempt(step);
+    alpha_ = alpha_of_(step);
   }
 
   at::Tensor loss(const MicroBatch& batch, const at::Tensor& h_TD, Parameter& head,
                   int64_t vocab_size, double scale, Communicator& tp) override {
-    const DistillConfig& d = config_.distill;
     DistillTargets targets;
-    if (d.variant == "full") {
+    if (config_.variant == "full") {
       targets.head = &teacher_->head();
       targets.h_TD = teacher_->hidden(batch);
     } else {
@@ -31,7 +32,7 @@ class Distillation : public Objective {
     }
     DistillSums sums;
     at::Tensor loss = distill_loss(h_TD, head, vocab_size, batch.target.view({-1}), targets, alpha_,
-                                   d.temperature, scale, tp, sums);
+                                   config_.temperature, scale, tp, sums);
     add(sums.num_targets, {sums.loss, sums.ce, sums.kd, sums.kd - sums.entropy, sums.entropy,
                            alpha_ * static_cast<double>(sums.num_targets)});
     return loss;
@@ -39,12 +40,12 @@ class Distillation : public Objective {
 
  private:
   SparseTargets sparse(const MicroBatch& batch, int64_t vocab_size, Communicator& tp) {
-    if (!teacher_) return sparse_targets(batch.rows, config_.distill);
+    if (!teacher_) return sparse_targets(batch.rows, config_);
     std::vector<Row> rows = batch.rows;
     std::vector<TeacherRow> taught = teacher_targets(teacher_->hidden(batch), teacher_->head(),
-                                                     vocab_size, rows, target_spec(config_.distill), tp);
+                                                     vocab_size, rows, target_spec(config_), tp);
     for (size_t r = 0; r < rows.size(); ++r) rows[r].teacher = std::move(taught[r]);
-    return sparse_targets(rows, config_.distill);
+    return sparse_targets(rows, config_);
   }
 
   static SparseTargets on_device(const SparseTargets& t, const at::Device& device,
@@ -53,7 +54,8 @@ class Distillation : public Objective {
             t.rest.to(device, wide), t.entropy.to(device, wide)};
   }
 
-  const Config& config_;
+  const DistillConfig config_;
+  const std::function<double(int64_t)> alpha_of_;
   const std::unique_ptr<Teacher> teacher_;
   double alpha_ = 0;
 };
@@ -72,8 +74,10 @@ double ce_weight(const DistillConfig& config, int64_t step, int64_t num_steps, d
   return config.alpha;
 }
 
-std::unique_ptr<Objective> make_distillation(const Config& config, std::unique_ptr<Teacher> teacher) {
-  return std::make_unique<Distillation>(config, std::move(teacher));
+std::unique_ptr<Objective> make_distillation(const DistillConfig& config,
+                                             const std::function<double(int64_t)>& alpha,
+                                             std::unique_ptr<Teacher> teacher) {
+  return std::make_unique<Distillation>(config, alpha, std::move(teacher));
 }
 
 }  // namespace maniple

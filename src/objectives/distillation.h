@@ -2,6 +2,8 @@
 // teacher that runs on the same micro-batch.
 #pragma once
 
+#include <functional>
+
 #include "core/config.h"
 #include "objectives/objective.h"
 
@@ -20,9 +22,12 @@ class Teacher {
 double ce_weight(const DistillConfig& config, int64_t step, int64_t num_steps, double lr,
                  double peak_lr);
 
-// teacher: null where the rows carry targets. `config` must outlive the objective. Names: loss,
+// teacher: null where the rows carry targets. alpha: the weight of the cross-entropy, of the step
+// (from 1). Names: loss,
 // ce_loss, kd_loss (-sum t ln p), kl_loss (kd_loss less the next), teacher_entropy (of the target t),
 // distill_alpha.
-std::unique_ptr<Objective> make_distillation(const Config& config, std::unique_ptr<Teacher> teacher);
+std::unique_ptr<Objective> make_distillation(const DistillConfig& config,
+                                             const std::function<double(int64_t)>& alpha,
+                                             std::unique_ptr<Teacher> teacher);
 
 }  // namespace maniple

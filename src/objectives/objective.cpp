@@ -1,5 +1,6 @@
 #include "objectives/objective.h"
 
+#include <cmath>
 #include <utility>
 
 #include "objectives/causal_lm.h"
@@ -21,6 +22,18 @@ class CausalLm : public Objective {
 };
 
 }  // namespace
+
+bool ObjectiveSums::make_finite() {
+  bool finite = true;
+  for (double& value : values)
+    if (!std::isfinite(value)) {
+      finite = false;
+      value = 0;
+    }
+  return finite;
+}
+
+void Objective::begin_attempt(int64_t) { sums_ = {}; }
 
 ObjectiveSums Objective::take_sums() {
   ObjectiveSums taken = std::exchange(sums_, {});

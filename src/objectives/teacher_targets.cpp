@@ -23,6 +23,7 @@ using Entries = std::vector<Entry>;  // of one token, by ascending id
 // What everybody knows about a chunk's distribution: ln p(c) = z[c] - log_norm. fp64, host memory.
 struct Norms {
   std::vector<double> top, log_norm, label_logp;
+  at::Tensor own_top;  // [n]: of this rank's part
 };
 
 std::vector<double> to_host(const at::Tensor& x) {
@@ -36,7 +37,7 @@ Norms find_norms(const at::Tensor& z, const at::Tensor& label_column, Communicat
   at::Tensor sums = at::stack({s.total * (s.top - top).exp(), s.chosen}).to(at::kDouble);
   if (tp.size() > 1) sums = tp.all_reduce_ordered(sums);
   const at::Tensor log_norm = top.to(at::kDouble) + sums[0].log();
-  return {to_host(top), to_host(log_norm), to_host(sums[1] - log_norm)};
+  return {to_host(top), to_host(log_norm), to_host(sums[1] - log_norm), s.top};
 }
 
 // Everybody's entries of each token together: lists of all ranks in rank order, so by ascending id.
@@ -124,12 +125,11 @@ std::vector<Entries> choose(const at::Tensor& z, const Norms& norms, const HeadP
   std::vector<std::vector<int32_t>> columns;
   if (spec.sampled()) {
     // Weights relative to this rank's own maximum, which is common to all tokens' parts by a factor.
-    const at::Tensor top = std::get<0>(z.max(1));
-    const std::vector<double> local_top = to_host(top);
+    const std::vector<double> own_top = to_host(norms.own_top);
     std::vector<double> scale;
-    for (size_t t = 0; t < local_top.size(); ++t)
-      scale.push_back(std::exp(spec.power * (local_top[t] - norms.top[t])));
-    at::Tensor weight = z - top.unsqueeze(1);
+    for (size_t t = 0; t < own_top.size(); ++t)
+      scale.push_back(std::exp(spec.power * (own_top[t] - norms.top[t])));
+    at::Tensor weight = z - norms.own_top.unsqueeze(1);
     if (spec.power != 1) weight.mul_(spec.power);
     columns = draw(weight.exp_(), scale, keys, spec.num, tp);
   } else {

@@ -5,6 +5,7 @@
 #include "core/files.h"
 #include "data/taught_rows.h"
 #include "objectives/distill_targets.h"
+#include "optim/schedule.h"
 #include "trainer/agreement.h"
 #include "trainer/teacher_model.h"
 
@@ -80,18 +81,40 @@ std::unique_ptr<RowSource> attach_targets(const Config& config, const ModelConfi
   return attach_teacher(std::move(rows), std::move(store));
 }
 
+std::vector<std::string> target_warnings(const Config& config, const RowSource& rows) {
+  if (config.objective.kind != "distill" || config.distill.variant != "topk_renorm" ||
+      config.distill.store.empty())
+    return {};
+  DistillConfig raw = config.distill;
+  raw.variant = "topk_raw";  // its W is the mass that topk_renorm divides by
+  double mass = 0, targets = 0;
+  for (uint64_t number = 0; number < 16; ++number) {
+    const at::Tensor total = sparse_targets({rows.row(Split::kTrain, number)}, raw).total;
+    mass += total.sum().item<double>();
+    targets += static_cast<double>(total.count_nonzero().item<int64_t>());
+  }
+  mass /= std::max(1.0, targets);
+  if (mass >= 0.99) return {};
+  return {fmt::format("the {} largest probabilities hold {:.3f} of the teacher's mass: topk_renorm "
+                      "teaches all others to be 0; prefer topk_to_label, topk_ghost or sample_counts",
+                      config.distill.top_k, mass)};
+}
+
 std::unique_ptr<Objective> make_objective(const Config& config, const ModelConfig& student,
                                           ProcessMesh& mesh) {
   if (config.objective.kind != "distill") return make_causal_lm();
   std::unique_ptr<TeacherModel> teacher;
   if (config.distill.store.empty()) {
-    agree(mesh.world(), [&] {
-      check_vocabulary(config.distill.teacher, resolve_teacher(config.distill.teacher).vocab_size,
-                       student.vocab_size);
-    });
     teacher = std::make_unique<TeacherModel>(config, config.distill.teacher, mesh);
+    agree(mesh.world(), [&] {
+      check_vocabulary(config.distill.teacher, teacher->model().vocab_size, student.vocab_size);
+    });
   }
-  return make_distillation(config, std::move(teacher));
+  const auto alpha = [=](int64_t step) {
+    const double lr = learning_rate(config.optim, step, config.train.steps);
+    return ce_weight(config.distill, step, config.train.steps, lr, config.optim.lr);
+  };
+  return make_distillation(config.distill, alpha, std::move(teacher));
 }
 
 }  // namespace maniple

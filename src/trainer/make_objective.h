@@ -12,6 +12,9 @@ namespace maniple {
 std::unique_ptr<RowSource> attach_targets(const Config& config, const ModelConfig& student,
                                           std::unique_ptr<RowSource> rows);
 
+// What the user should know about the attached targets, one line each.
+std::vector<std::string> target_warnings(const Config& config, const RowSource& rows);
+
 // Loads the teacher where one runs inside the step. Throws AgreedError. Collective over the world.
 std::unique_ptr<Objective> make_objective(const Config& config, const ModelConfig& student,
                                           ProcessMesh& mesh);

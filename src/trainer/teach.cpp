@@ -161,6 +161,7 @@ ExitCode teach(const Config& given, const TeachOptions& options,
   Config config = given;
   config.batch.units = 0;
   MeshShape shape;
+  ModelConfig student;
   std::unique_ptr<RowSource> rows;
   std::unique_ptr<RunLock> lock;
   at::Device device = at::kCPU;
@@ -170,12 +171,14 @@ ExitCode teach(const Config& given, const TeachOptions& options,
     device = find_device(config.run.device, rank_on_host());
     shape = make_mesh_shape(config.parallel, world->size());
     config.batch.rows = shape.slices * shape.inner_dp() * config.batch.micro_batch_rows;
-    const int64_t vocab_size = resolve_teacher(config.distill.teacher).vocab_size;
-    check_vocabulary(config.distill.teacher, vocab_size, resolve_model(config.model).vocab_size);
-    rows = open_row_source(config.data, config.batch.seq_len, vocab_size, config.run.seed);
+    student = resolve_model(config.model);
+    rows = open_row_source(config.data, config.batch.seq_len, student.vocab_size, config.run.seed);
   });
   ProcessMesh mesh(shape, std::move(world), device);
   TeacherModel teacher(config, config.distill.teacher, mesh);
+  agree(mesh.world(), [&] {
+    check_vocabulary(config.distill.teacher, teacher.model().vocab_size, student.vocab_size);
+  });
 
   // One rank makes the store; all read what it has.
   const std::string text = agree_on_text(mesh.world(), [&] {

@@ -48,12 +48,6 @@ at::Tensor TeacherModel::hidden(const MicroBatch& batch) {
   return h.view({-1, h.size(-1)});
 }
 
-ModelConfig resolve_teacher(const std::string& path) {
-  if (is_hub_folder(path)) return resolve_model(model_section(path, nullptr));
-  const CheckpointInfo checkpoint = open_checkpoint(path);
-  return resolve_model(model_section(path, &checkpoint));
-}
-
 std::string teacher_hash(const std::string& folder) {
   if (!is_hub_folder(folder)) return disk::hash_text(read_file(folder + "/manifest.json", "manifest"));
   std::vector<std::string> files = {folder + "/config.json"};

@@ -24,9 +24,6 @@ class TeacherModel : public Teacher {
   std::unique_ptr<TrainedModel> trained_;
 };
 
-// The teacher's model without its weights. Throws NoInputError, ConfigError, CheckpointError.
-ModelConfig resolve_teacher(const std::string& path);
-
 // A hash of everything that makes the teacher at `folder` (TeacherModel::folder) what it is.
 std::string teacher_hash(const std::string& folder);
 

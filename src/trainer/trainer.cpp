@@ -61,7 +61,7 @@ class CheckpointWriter {
     const auto begin = Clock::now();
     finish();
     const int rank = mesh_.world().rank();
-    std::vector<TensorSlice> slices = state_slices(model, rank == 0, true);
+    std::vector<TensorSlice> slices = state_slices(model, ShardedAdamw::Blocks::kOwned, rank == 0, true);
     std::erase_if(slices, [&](const TensorSlice& s) {  // tp ranks hold equal copies of these
       return mesh_.tp_index() != 0 && is_replicated(model, s.name);
     });
@@ -108,17 +108,7 @@ class CheckpointWriter {
 };
 
 std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
-  Fingerprint f = model.optimizer->fingerprint();
-  if (mesh.world().rank() == 0)
-    for (MoeLayer* layer : model.moe_layers) {
-      const uint64_t key = hash_name("router_bias") + static_cast<uint64_t>(layer->router().layer());
-      const at::Tensor bias = layer->router().bias.cpu();
-      for (int64_t e = 0; e < bias.numel(); ++e) {
-        uint32_t word;
-        std::memcpy(&word, bias.data_ptr<float>() + e, 4);
-        f.add_word(word, static_cast<uint64_t>(e), key);
-      }
-    }
+  const Fingerprint f = fingerprint_of_state(model, mesh.world().rank() == 0);
   const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
                                      at::TensorOptions(at::kLong));
   at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
@@ -281,6 +271,8 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   auto event = [&](const char* what, const nlohmann::ordered_json& fields) {
     if (events) events->write(std::chrono::system_clock::now(), what, fields);
   };
+  if (chief)
+    for (const std::string& warning : target_warnings(config, *rows)) say("warning: " + warning);
 
   // Where to start: the newest good checkpoint, given weights, or random ones.
   int64_t first_step = 1;
@@ -366,19 +358,14 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     const std::string fingerprint = with_fingerprint ? state_fingerprint(model, mesh) : "";
     if (number % config.metrics.every == 0 || with_fingerprint || number == config.train.steps) {
       const JobNumbers job = gather_job_numbers(step, mesh);
-      StepReport report;
-      report.step = number;
-      report.loss = o.loss;
-      report.grad_norm = o.grad_norm;
-      report.lr = lr;
-      report.tokens = o.num_targets;
+      StepReport report = report_outcome(number, lr, o, model, shape);
       report.tokens_per_s = static_cast<double>(tokens_since) / seconds_since(last_report);
-      report.aux_loss = o.aux_loss;
-      report.z_loss = o.z_loss;
       if (with_fingerprint) report.fingerprint = fingerprint;
       if (metrics) {
-        console->step(report);
-        add_step_metrics(report, o, job, model, shape, watch);
+        StepReport line = report;
+        line.extra.clear();
+        console->step(line);
+        add_job_metrics(report, o, job, shape, watch);
         add_speed(report, config, model_config, flops, shape.num_ranks());
         report.extra.emplace_back("goodput", useful / seconds_since(begin));
         report.extra.emplace_back("checkpoint_stall", std::exchange(stall, 0));
