@@ -97,7 +97,7 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       {"optim:\n  schedule: cosin\n", "c.yaml:2:13: ", {"did you mean 'cosine'?"}},
       {"moe:\n  aux_scope: global\n", "c.yaml:2:14: ", {"previous_step, round, sequence"}},
       // what the design has and this build has not
-      {"elastic:\n  lease: 2\n", "c.yaml:1:1: elastic: ", {"not supported by this build"}},
+      {"faults:\n  kill: 2\n", "c.yaml:1:1: faults: ", {"not supported by this build"}},
       {"quant: {format: int4}\n", "c.yaml:1:1: quant: ", {"not supported by this build"}},
       {"parallel: {slice_size: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
       {"data: {sources: [{path: x, kind: hdf5}]}\n",

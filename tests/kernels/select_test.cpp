@@ -71,7 +71,8 @@ TEST(Select, PartsOfARowTakeEveryDrawOnce) {
       d[r].low = low;
       d[r].high = part == 3 ? INFINITY : low + share;
       low += share;
-      for (int32_t c : draw_columns(mine, own, d, 60)[r])
+      const auto got = draw_columns(mine, own, d, 60);
+      for (int32_t c : got[r])
         together.push_back(static_cast<int32_t>(part * 250) + c);
     }
     EXPECT_EQ(together, whole[r]);
