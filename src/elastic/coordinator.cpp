@@ -158,7 +158,7 @@ void Coordinator::nudge(SliceId slice, const SliceStatus& status) {
   switch (phase_) {
     case CoordinatorPhase::kStopping:
     case CoordinatorPhase::kCollecting:
-      if (!answers_.contains(slice)) send(slice, Stop{stop_after_});
+      if (!answers_.contains(slice)) send(slice, Stop{stop_after_, history_.hold});
       break;
     case CoordinatorPhase::kRestoring:
       if (!ready_.contains(slice) && !(here && status.phase == SlicePhase::kRestoring))

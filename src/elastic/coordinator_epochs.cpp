@@ -75,7 +75,7 @@ void Coordinator::stop_after(Step step, const std::string& cause) {
   set_phase(CoordinatorPhase::kStopping);
   note("stop_after",
        fmt::format("epoch {} stops after step {}: {}", history_.number(), step, cause));
-  send_members(Stop{stop_after_});
+  send_members(Stop{stop_after_, history_.hold});
 }
 
 void Coordinator::stop_at_once(const std::string& cause) {
@@ -193,6 +193,9 @@ void Coordinator::pause(const std::string& cause) {
   const Settlement settlement = settle(history_, answers_);
   write_settled_rows(settlement.committed);
   append(PausedRecord{settlement.committed, settlement.record, cause});
+  // Nobody goes on from here at once, so who has the row of K gives it now.
+  for (const auto& [slice, state] : answers_)
+    receive_rows(slice, state.open_rows, settlement.committed);
   set_phase(CoordinatorPhase::kPaused);
   note("paused", fmt::format("at step {}: {}", history_.committed, cause));
 }

@@ -77,6 +77,7 @@ void Membership::receive_stop(EpochNumber epoch, const Stop& stop) {
   const bool before_the_end =
       stop.after &&
       (committed_ < *stop.after || (committed_ == *stop.after && stage_ == Stage::kUpdating));
+  save_ = stop.save;
   if (trains && before_the_end)
     stop_after_ = stop.after;
   else
@@ -90,7 +91,7 @@ void Membership::stop_now(EpochNumber epoch, bool at_once) {
   stop_after_.reset();
   votes_.clear();
   if (stage_ != Stage::kUpdating) stage_ = Stage::kIdle;
-  actions_.push_back(Halt{epoch, at_once});
+  actions_.push_back(Halt{epoch, at_once, save_ && !at_once});
   send_state();
 }
 

@@ -94,6 +94,7 @@ struct Halt {
   // Give up the attempt or Restore under way, end the waits on its links. Else the epoch stops at
   // the boundary that all agreed on: its links are left alone, since others may still be reading.
   bool at_once = true;
+  bool save = false;  // write a checkpoint of the last commit; answer PartWritten
 };
 // Bring the slice to step decision.committed: complete an update under way, or (fresh) forget all
 // state and load the checkpoint if the decision says so; copy blocks (plan_copies), gather
@@ -136,7 +137,7 @@ class Membership {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.incarnation_, s.phase_, s.stage_, s.decision_, s.stopped_, s.lineage_, s.committed_,
-      s.stable_, s.record_, s.holds_, s.attempt_, s.prepared_, s.stop_after_, s.open_rows_,
+      s.stable_, s.record_, s.holds_, s.attempt_, s.prepared_, s.stop_after_, s.save_, s.open_rows_,
       s.broken_, s.votes_);
   }
 
@@ -194,6 +195,7 @@ class Membership {
   uint32_t attempt_ = 0;
   std::optional<Prepare> prepared_;  // own, of committed_ + 1, not taken back by anything
   std::optional<Step> stop_after_;
+  bool save_ = false;  // when it stops there
   std::vector<MetricRow> open_rows_;
   std::vector<SliceId> broken_;       // links of this epoch
   std::map<VoteKey, Prepare> votes_;  // of this epoch

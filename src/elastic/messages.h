@@ -163,12 +163,14 @@ struct Kill {
   static void fields(Self&, F&&) {}
 };
 
-// Stop the epoch of the header: at once, or after committing `after`. Answered by State.
+// Stop the epoch of the header: at once, or after committing `after`. Answered by State. `save`: the
+// job pauses there, so the state is to be kept in a checkpoint.
 struct Stop {
   std::optional<Step> after;
+  bool save = false;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.after);
+    f(s.after, s.save);
   }
 };
 

@@ -33,6 +33,7 @@ int CoordinatorShell::run() {
   // A burst of messages must not keep the clock from being looked at.
   constexpr int kMostHandlers = 10000;
   perform(coordinator_->start(monotonic_now()));
+  if (!coordinator_->history().epoch && config_.start > 0) feed(CheckpointPublished{config_.start});
   Time next_tick = monotonic_now();
   while (!over(monotonic_now())) {
     context_.run_one_for(std::chrono::microseconds(std::max<Time>(1, next_tick - monotonic_now())));
@@ -164,7 +165,16 @@ void CoordinatorShell::perform(const CoordinatorAction& action) {
 void CoordinatorShell::publish(const PublishCheckpoint& complete) {
   if (!config_.publish)
     return writer_.write_event("checkpoint_ignored", fmt::format("step {}", complete.step));
-  config_.publish(complete.step, complete.parts);
+  try {
+    config_.publish(complete.step, complete.parts);
+  } catch (const Error& error) {  // the one before stays the newest; training goes on
+    const std::string text = fmt::format("step {}: {}", complete.step, error.what());
+    writer_.write_event("checkpoint_failed", text);
+    if (config_.show_event) config_.show_event("checkpoint_failed", text);
+    return;
+  }
+  writer_.write_event("checkpoint", fmt::format("step {}", complete.step));
+  if (config_.show_event) config_.show_event("checkpoint", fmt::format("step {}", complete.step));
   // Not from inside perform: the coordinator has not ended its turn.
   asio::post(context_, [this, step = complete.step] { feed(CheckpointPublished{step}); });
 }

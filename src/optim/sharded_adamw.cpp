@@ -236,6 +236,7 @@ at::Tensor ShardedAdamw::pack(const std::vector<int64_t>& blocks) const {
   return at::cat(parts);
 }
 
+// The working copies follow by refresh_values(): what this rank has of them may be a step behind.
 void ShardedAdamw::unpack(const std::vector<int64_t>& blocks, const at::Tensor& bytes) {
   int64_t from = 0;
   for (const int64_t number : blocks)

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include "core/errors.h"
 #include "parallel/communicator.h"
@@ -32,19 +33,27 @@ class Request : public Work {
   ~Request() override {
     if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
   }
+  // Polls at once for what comes soon, gives the processor to others for what takes a while, and
+  // sleeps between polls where a rank waits for long: with fewer processors than ranks somebody else
+  // needs it.
   void wait() override {
+    using namespace std::chrono_literals;
+    constexpr auto kPatience = 20ms;
     const auto start = Clock::now();
     for (int64_t polls = 0;; ++polls) {
       int done = 0;
       MPI_Test(&request, &done, MPI_STATUS_IGNORE);
       if (done) return;
-      if (polls > 200) sched_yield();
-      if ((polls & 1023) == 0) {
-        const double waited = std::chrono::duration<double>(Clock::now() - start).count();
-        if (waited > deadline_s_)
-          throw CommError(fmt::format("MPI {} did not finish within {} s: a rank hangs or is gone",
-                                      what_, deadline_s_));
+      if (polls < 200) continue;
+      const auto waited = Clock::now() - start;
+      if (waited < kPatience) {
+        sched_yield();
+        continue;
       }
+      if (std::chrono::duration<double>(waited).count() > deadline_s_)
+        throw CommError(fmt::format("MPI {} did not finish within {} s: a rank hangs or is gone",
+                                    what_, deadline_s_));
+      std::this_thread::sleep_for(20us);
     }
   }
   MPI_Request request = MPI_REQUEST_NULL;

@@ -8,17 +8,19 @@
 #include <filesystem>
 #include <fstream>
 
+#include "checkpoint/folders.h"
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "elastic/reshard.h"
+#include "launch/clock.h"
 #include "launch/slice_control.h"
 #include "links/move_operation.h"
 #include "metrics/jsonl_sink.h"
 #include "optim/schedule.h"
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/make_objective.h"
-#include "trainer/run_state.h"
 #include "trainer/step_metrics.h"
 
 namespace maniple {
@@ -29,7 +31,7 @@ constexpr uint32_t kRestoreAttempt = 1 << 20;
 
 // What the leader tells the ranks of its slice to do next.
 struct Order {
-  enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kLeave } kind{};
+  enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kSave, kLeave } kind{};
   EpochNumber epoch = 0;
   Step step = 0;
   uint32_t attempt = 0;
@@ -52,7 +54,7 @@ struct EnumLast<Order::Kind> {
 
 namespace {
 
-// Actions that are not the training ranks' (Halt, Stable) or the leader's alone (ToPeers): nothing.
+// Actions that are not the training ranks' (Stable) or the leader's alone (ToPeers): nothing.
 Order order_for(const MembershipAction& action) {
   using Kind = Order::Kind;
   Order order;
@@ -70,6 +72,8 @@ Order order_for(const MembershipAction& action) {
     order.fresh = restore->fresh;
   } else if (std::holds_alternative<DropOldCopies>(action)) {
     order.kind = Kind::kDrop;
+  } else if (const auto* halt = std::get_if<Halt>(&action); halt && halt->save) {
+    order.kind = Kind::kSave;
   } else if (const auto* leave = std::get_if<Leave>(&action)) {
     order.kind = Kind::kLeave;
     order.code = leave->code;
@@ -135,9 +139,12 @@ class ElasticSlice {
   bool copy_blocks(const EpochDecision& decision);
   bool share_small_state(const EpochDecision& decision, bool fresh);
   bool gather_parameters();
+  void save(bool wait);
+  void report_part(bool wait);
   std::optional<MetricRow> make_row();
   std::optional<std::string> state_fingerprint();
   void progress(uint32_t unit = 0);
+  void note(const char* event, EpochNumber epoch, Step step);
 
   const Config& config_;
   TrainedModel& model_;
@@ -160,9 +167,12 @@ class ElasticSlice {
   Step sums_step_ = 0;        // of the sums below; 0: none
   StepSums sums_;             // of the attempt that was prepared last
   bool has_parameters_ = false;  // those of state_step_
-  Step step_now_ = 0;
+  std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
+  CheckpointWriter writer_;
+  std::optional<CheckpointPart> part_;  // being written; the leader reports it
 
+  std::unique_ptr<JsonlFile> journal_;     // the leader's: what this slice did, and when
   std::unique_ptr<SliceControl> control_;  // the leader's
   std::unique_ptr<RankControl> line_;      // the others'
 };
@@ -229,6 +239,10 @@ void ElasticSlice::connect_control(const Fingerprint& build) {
   }
   mesh_.in_slice().barrier();
   if (leads()) {
+    ensure_directory(config_.run.dir + "/elastic");
+    journal_ = std::make_unique<JsonlFile>(
+        fmt::format("{}/elastic/slice-{}.jsonl", config_.run.dir, line_config_.slice));
+    note("register", 0, 0);
     MembershipConfig membership;
     membership.last_step = config_.train.steps;
     membership.registration = Register{
@@ -242,8 +256,19 @@ void ElasticSlice::connect_control(const Fingerprint& build) {
 
 // --- Other threads -------------------------------------------------------------------------------
 
+// One line of <run>/elastic/slice-N.jsonl, for those who examine a run. With the lock.
+void ElasticSlice::note(const char* event, EpochNumber epoch, Step step) {
+  if (journal_)
+    journal_->write({{"us", monotonic_now()},
+                     {"life", line_config_.life},
+                     {"event", event},
+                     {"epoch", epoch},
+                     {"step", step}});
+}
+
 void ElasticSlice::halt(EpochNumber epoch) {
   std::lock_guard lock(mutex_);
+  if (halted_ < epoch) note("halt", epoch, step_now_);
   halted_ = std::max(halted_, epoch);
   if (links_ && decision_.number <= epoch) links_->shutdown("STOP");
   changed_.notify_all();
@@ -303,6 +328,7 @@ void ElasticSlice::perform(const Order& order) {
     case Order::Kind::kUpdate: return update(*order.record);
     case Order::Kind::kRestore: return restore(*order.decision, order.fresh);
     case Order::Kind::kDrop: return model_.optimizer->drop_unheld();
+    case Order::Kind::kSave: return save(/*wait=*/true);
     default: return;
   }
 }
@@ -410,10 +436,18 @@ void ElasticSlice::update(const DecisionRecord& record) {
   MANIPLE_INVARIANT(sums_step_ == record.step && state_step_ == record.step - 1,
                     "update of step {} with the sums of {} and the state of {}", record.step,
                     sums_step_, state_step_);
+  {
+    std::lock_guard lock(mutex_);
+    note("commit", decision_.number, record.step);
+  }
   step_.apply(step_.settle(sums_), learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
   has_parameters_ = gather_parameters();
   const std::optional<MetricRow> row = has_parameters_ ? make_row() : std::nullopt;
+  const int64_t every = config_.checkpoint.every;
+  const bool last = record.step == config_.train.steps;
+  report_part(/*wait=*/false);
+  if (row && every > 0 && (record.step % every == 0 || last)) save(/*wait=*/last);
   // Without a row the epoch is about to end, and Restore makes it.
   if (leads() && row) control_->on(UpdateDone{*row});
 }
@@ -432,6 +466,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
     std::lock_guard lock(mutex_);
     broken_.reset();
     decision_ = decision;
+    note("restore", decision.number, decision.committed);
   }
   has_parameters_ = false;
   step_now_ = decision.committed;
@@ -463,6 +498,10 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   if (good && decision.record) {
     row = make_row();
     good = row.has_value();
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (good) note("restored", decision.number, decision.committed);
   }
   if (leads() && (good || !trouble.empty()))
     control_->on(RestoreDone{decision.number, good, trouble, row});
@@ -523,8 +562,8 @@ void ElasticSlice::load_start(Step committed) {
   for (MoeLayer* layer : model_.moe_layers) layer->router().reset();
   step_.applied_steps = 0;
   if (committed > 0) {
-    const CheckpointInfo checkpoint = reopen_checkpoint(
-        fmt::format("{}/checkpoints/step-{:08d}", config_.run.dir, committed));
+    const CheckpointInfo checkpoint =
+        reopen_checkpoint(config_.run.dir + "/checkpoints/" + step_folder_name(committed));
     load_checkpoint(model_, checkpoint, true);
     step_.applied_steps = checkpoint.meta.at("applied_steps").get<int64_t>();
   } else {
@@ -560,6 +599,7 @@ bool ElasticSlice::copy_blocks(const EpochDecision& d) {
     optimizer.unpack(take[m], received.narrow(0, from, receives[m]));
     from += receives[m];
   }
+  optimizer.refresh_values();
   return true;
 }
 
@@ -594,6 +634,46 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
     }
   state_step_ = d.committed;
   return true;
+}
+
+// --- Checkpoints ---------------------------------------------------------------------------------
+
+// Begins to write this rank's part of a checkpoint of state_step_; all members of the epoch do. The
+// coordinator publishes it when all parts are there and the step is stable.
+void ElasticSlice::save(bool wait) {
+  report_part(/*wait=*/true);
+  const auto position = static_cast<int>(mesh_.position());
+  const auto size = static_cast<int>(mesh_.in_slice().size());
+  const int writers = size * static_cast<int>(mesh_.num_slices());
+  const int writer = static_cast<int>(mesh_.slice()) * size + position;
+  const std::string attempt = fmt::format("epoch-{}-{}", decision_.incarnation, decision_.number);
+  const nlohmann::json manifest = {
+      {"attempt", attempt},
+      {"num_writers", writers},
+      {"meta", checkpoint_meta(config_, state_step_, step_.applied_steps, rows_)}};
+  writer_.start(model_, writer == 0,
+                [=, step = state_step_, root = config_.run.dir + "/checkpoints"](
+                    const std::vector<TensorSlice>& slices) {
+                  write_checkpoint_part(root, step, writer, writers, attempt, slices);
+                });
+  part_ = CheckpointPart{state_step_, decision_.number, manifest.dump()};
+  if (wait) report_part(true);
+}
+
+// Tells the coordinator of a part that all ranks of this slice have written. One that failed is
+// given up: training goes on, and the checkpoint before stays the newest.
+void ElasticSlice::report_part(bool wait) {
+  if (!part_ || !(wait || all_agree(writer_.done()))) return;
+  bool good = true;
+  try {
+    writer_.finish();
+  } catch (const std::exception& error) {
+    good = false;
+    fmt::print(stderr, "warning: no checkpoint of step {}: {}\n", part_->step, error.what());
+    std::fflush(stderr);
+  }
+  if (all_agree(good) && leads()) control_->on(PartWritten{*part_});
+  part_.reset();
 }
 
 // --- Rows ----------------------------------------------------------------------------------------

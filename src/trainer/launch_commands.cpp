@@ -3,8 +3,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -14,9 +16,10 @@
 #include "launch/job_token.h"
 #include "launch/launcher.h"
 #include "metrics/console.h"
+#include "metrics/tensorboard_sink.h"
 #include "model/shard_rules.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_slice.h"
-#include "trainer/run_state.h"
 
 namespace maniple {
 namespace {
@@ -71,8 +74,11 @@ std::vector<TableSection> job_table(const Config& config, const BlockLayout& lay
 
 void show_record(Console& console, const nlohmann::ordered_json& record) {
   if (!record.contains("loss")) {
-    console.message(fmt::format("validation after step {}: loss {:.4f}", record.value("step", 0),
-                                record.value("eval_loss", 0.0)));
+    std::string text = fmt::format("validation after step {}: loss {:.4f}", record.value("step", 0),
+                                   record.value("eval_loss", 0.0));
+    if (record.contains("eval_bits_per_byte"))
+      text += fmt::format(", {:.3f} bits per byte", record.value("eval_bits_per_byte", 0.0));
+    console.message(text);
     return;
   }
   const auto number = [&](const char* name) {
@@ -92,6 +98,43 @@ void show_record(Console& console, const nlohmann::ordered_json& record) {
   console.step(report);
 }
 
+// The step of the checkpoint that a new job starts from.
+std::string start_path(const std::string& run_dir) { return run_dir + "/elastic/start"; }
+
+int64_t find_start(const Config& config) {
+  if (config.run.resume != "auto" && config.run.resume != "never")
+    throw ConfigError(fmt::format(
+        "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
+        "(never); for weights from elsewhere set model.init_from",
+        config.run.resume));
+  const std::string folder = resume_folder(
+      config, [](const std::string& reason) { fmt::print("{}\n", reason); });
+  if (folder.empty()) return 0;
+  const CheckpointInfo checkpoint = reopen_checkpoint(folder);
+  const auto rows = open_row_source(config.data, config.batch.seq_len,
+                                    resolve_model(config.model).vocab_size, config.run.seed);
+  for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+    fmt::print("resuming with {}\n", change);
+  fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
+  return checkpoint.step;
+}
+
+// A job's decisions are of no use to the next one, of which no process knows the job's state: it
+// starts from a checkpoint. They are kept for people.
+void begin_new_log(const Config& config, int64_t start) {
+  const std::string log = decision_log_path(config.run.dir);
+  for (int n = 1; ::access(log.c_str(), F_OK) == 0; ++n) {
+    const std::string aside = fmt::format("{}.{}", log, n);
+    if (::access(aside.c_str(), F_OK) != 0 && ::rename(log.c_str(), aside.c_str()) != 0)
+      throw IoError(fmt::format("cannot rename '{}': {}", log, std::strerror(errno)));
+  }
+  ::unlink((config.run.dir + "/elastic/rows").c_str());
+  for (int64_t slice = 0; slice < config.parallel.slices + config.elastic.spares; ++slice)
+    ::unlink(fmt::format("{}/elastic/slice-{}.jsonl", config.run.dir, slice).c_str());
+  drop_steps_after(config.run.dir + "/metrics.jsonl", start);
+  write_file_atomic(start_path(config.run.dir), std::to_string(start) + "\n");
+}
+
 }  // namespace
 
 ExitCode launch_job(Config config) {
@@ -103,6 +146,10 @@ ExitCode launch_job(Config config) {
   std::fflush(stdout);
   ensure_directory(config.run.dir + "/elastic");
   ensure_directory(config.run.dir + "/logs");
+  {
+    const RunLock lock(config.run.dir);  // no other job is writing here
+    begin_new_log(config, find_start(config));
+  }
   const std::string resolved = config.run.dir + kResolved;
   write_file_atomic(resolved, config_to_yaml(config));
 
@@ -137,8 +184,21 @@ ExitCode coordinate_job(const Config& config) {
   shell.run_dir = config.run.dir;
   shell.token = read_job_token("-");
   shell.listener = std::atoi(variable(kListenerVariable).c_str());
+  shell.start = std::stoll(read_file(start_path(config.run.dir), "start of the job"));
+  shell.publish = [&](Step step, const std::vector<std::string>& parts) {
+    const auto manifest = nlohmann::json::parse(parts.at(0));
+    publish_checkpoint(config.run.dir + "/checkpoints", step, manifest.at("num_writers"),
+                       manifest.at("attempt"), manifest.at("meta"), config.checkpoint);
+  };
   Console console(stdout, detect_console_style(stdout), config.train.steps);
-  shell.show_record = [&](const nlohmann::ordered_json& record) { show_record(console, record); };
+  std::unique_ptr<TensorboardSink> tensorboard;
+  if (config.metrics.tensorboard)
+    tensorboard = std::make_unique<TensorboardSink>(config.run.dir + "/tb",
+                                                    std::chrono::system_clock::now(), shell.start + 1);
+  shell.show_record = [&](const nlohmann::ordered_json& record) {
+    show_record(console, record);
+    if (tensorboard) tensorboard->write(std::chrono::system_clock::now(), record);
+  };
   shell.show_event = [&](const std::string& event, const std::string& text) {
     if (event != "suspect") console.message(fmt::format("{}: {}", event, text));
   };

@@ -98,8 +98,9 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       {"moe:\n  aux_scope: global\n", "c.yaml:2:14: ", {"previous_step, round, sequence"}},
       // what the design has and this build has not
       {"faults:\n  kill: 2\n", "c.yaml:1:1: faults: ", {"not supported by this build"}},
+      {"elastic:\n  lease: 0.01\n", "c.yaml:2:10: ", {"0.1"}},
       {"quant: {format: int4}\n", "c.yaml:1:1: quant: ", {"not supported by this build"}},
-      {"parallel: {slice_size: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
+      {"parallel: {cp: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
       {"data: {sources: [{path: x, kind: hdf5}]}\n",
        "c.yaml:1:34: ",
        {"not supported by this build"}},

@@ -23,7 +23,7 @@ class GpuTraining : public testing::TestWithParam<std::string> {
   }
 };
 
-void expect_equal(const Outcome& a, const Outcome& b) {
+void expect_equal(const TrainedSteps& a, const TrainedSteps& b) {
   ASSERT_EQ(a.steps.size(), b.steps.size());
   for (size_t s = 0; s < a.steps.size(); ++s) {
     EXPECT_EQ(a.steps[s].loss, b.steps[s].loss) << "step " << s + 1;
@@ -35,7 +35,7 @@ void expect_equal(const Outcome& a, const Outcome& b) {
 
 TEST_P(GpuTraining, LossFallsAndTwoSlicesGiveTheBitsOfOne) {
   Config c = config();
-  const Outcome one = train_steps(c, 1, {}, kSteps);
+  const TrainedSteps one = train_steps(c, 1, {}, kSteps);
   for (const StepOutcome& o : one.steps) ASSERT_FALSE(o.skipped);
   EXPECT_LT(one.steps.back().loss, one.steps.front().loss - 1);
   c.parallel.slices = 2;
@@ -54,9 +54,9 @@ INSTANTIATE_TEST_SUITE_P(Precisions, GpuTraining, testing::Values("fp64", "fp32"
 TEST(GpuLayouts, OtherLayoutsGiveTheLossesOfOneRank) {
   Config c = tiny_config();
   c.train.precision = "fp64";
-  const Outcome one = train_steps(c, 1);
+  const TrainedSteps one = train_steps(c, 1);
   const auto expect_near = [&](int num_ranks) {
-    const Outcome other = train_steps(c, num_ranks);
+    const TrainedSteps other = train_steps(c, num_ranks);
     for (size_t s = 0; s < 3; ++s) EXPECT_NEAR(one.steps[s].loss, other.steps[s].loss, 1e-9);
   };
   c.parallel = {.slices = 1, .tp = 2, .ep = 2, .etp = 1};
@@ -71,7 +71,7 @@ TEST(GpuLayouts, OtherLayoutsGiveTheLossesOfOneRank) {
 TEST(GpuLayouts, LossesAreThoseOfTheCpu) {
   Config c = tiny_config();
   c.train.precision = "fp64";
-  const Outcome gpu = train_steps(c, 1);
+  const TrainedSteps gpu = train_steps(c, 1);
   const auto rows = open_row_source(c.data, c.batch.seq_len, 257, c.run.seed);
   ProcessMesh mesh(MeshShape{}, make_single_communicator());
   TrainedModel model(c, resolve_model(c.model), mesh);

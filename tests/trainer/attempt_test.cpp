@@ -11,7 +11,7 @@
 namespace maniple {
 namespace {
 
-void expect_redone(const Outcome& good, const Outcome& redone) {
+void expect_redone(const TrainedSteps& good, const TrainedSteps& redone) {
   for (size_t s = 0; s < 3; ++s) {
     EXPECT_EQ(good.steps[s].attempts, 1);
     EXPECT_EQ(redone.steps[s].attempts, s == 1 ? 2 : 1);
@@ -26,7 +26,7 @@ void expect_redone(const Outcome& good, const Outcome& redone) {
   EXPECT_NE(good.steps[0].loss, good.steps[1].loss);
 }
 
-Prepare fault_of_rank(int rank, FaultPoint::Phase phase) {
+BeforeStep fault_of_rank(int rank, FaultPoint::Phase phase) {
   return [=](Trainer& t, int64_t) {
     if (t.mesh.world().rank() == rank)
       t.step.inject_fault = [=](const FaultPoint& f) {
@@ -152,7 +152,7 @@ TEST(Attempt, LastAttemptCounts) {
       return f.phase == FaultPoint::kBackward && f.attempt + 1 < TrainStep::kMaxAttempts;
     };
   };
-  const Outcome good = train_steps(c, 1), redone = train_steps(c, 1, faults);
+  const TrainedSteps good = train_steps(c, 1), redone = train_steps(c, 1, faults);
   EXPECT_EQ(redone.steps[2].attempts, TrainStep::kMaxAttempts);
   EXPECT_TRUE(good.states[2] == redone.states[2]);
 }
@@ -161,9 +161,9 @@ TEST(Routing, SkewedOnExpertRanksIsThatOfOneRank) {
   Config c = tiny_config();
   c.moe.routing = "skewed";
   c.train.precision = "fp64";
-  const Outcome one = train_steps(c, 1);
+  const TrainedSteps one = train_steps(c, 1);
   c.parallel.ep = 2;
-  const Outcome two = train_steps(c, 2);
+  const TrainedSteps two = train_steps(c, 2);
   for (size_t s = 0; s < 3; ++s) {
     EXPECT_EQ(one.steps[s].counts, two.steps[s].counts);
     const auto& counts = two.steps[s].counts[0];  // half of all slots go to the first top-k experts
@@ -182,9 +182,9 @@ TEST(Routing, AllTokensToTheExpertsOfOneRank) {
   const auto bias = [](Trainer& t, int64_t) {
     for (MoeLayer* layer : t.model.moe_layers) layer->router().bias.narrow(0, 0, 2).fill_(1e3);
   };
-  const Outcome one = train_steps(c, 1, bias);
+  const TrainedSteps one = train_steps(c, 1, bias);
   c.parallel.ep = 2;
-  const Outcome two = train_steps(c, 2, bias);
+  const TrainedSteps two = train_steps(c, 2, bias);
   const int64_t tokens = c.batch.rows * c.batch.seq_len;
   for (size_t s = 0; s < 3; ++s) {
     for (const auto& counts : two.steps[s].counts)

@@ -23,7 +23,7 @@ std::string name_of(const Layout& l) {
   return fmt::format("slices {} tp {} ep {} etp {}", l.slices, l.tp, l.ep, l.etp);
 }
 
-void expect_same_bits(const Outcome& a, const Outcome& b) {
+void expect_same_bits(const TrainedSteps& a, const TrainedSteps& b) {
   for (size_t s = 0; s < 3; ++s) {
     EXPECT_EQ(a.steps[s].loss, b.steps[s].loss);
     EXPECT_EQ(a.steps[s].grad_norm, b.steps[s].grad_norm);
@@ -37,7 +37,7 @@ void expect_same_bits(const Outcome& a, const Outcome& b) {
 }
 
 // Losses to `loss`, norms to `norm` relative; counts equal.
-void expect_near(const Outcome& a, const Outcome& b, double loss, double norm) {
+void expect_near(const TrainedSteps& a, const TrainedSteps& b, double loss, double norm) {
   for (size_t s = 0; s < 3; ++s) {
     EXPECT_EQ(a.steps[s].counts, b.steps[s].counts);
     EXPECT_NEAR(a.steps[s].loss, b.steps[s].loss, loss);
@@ -54,7 +54,7 @@ TEST(Recompute, LossesAndStateKeepTheirBits) {
       SCOPED_TRACE(precision + " " + name_of(layout));
       Config c = with_layout(tiny_config(), layout);
       c.train.precision = precision;
-      const Outcome kept = train_steps(c, layout.ranks);
+      const TrainedSteps kept = train_steps(c, layout.ranks);
       c.train.recompute = true;
       expect_same_bits(kept, train_steps(c, layout.ranks));
     }
@@ -68,7 +68,7 @@ TEST(Recompute, ScopesThatCommunicate) {
     c.batch.units = 2;
     c.moe.aux_scope = scope;
     c.moe.aux_coef = 0.1;
-    const Outcome kept = train_steps(c, 2);
+    const TrainedSteps kept = train_steps(c, 2);
     c.train.recompute = true;
     expect_same_bits(kept, train_steps(c, 2));
   }
@@ -78,7 +78,7 @@ TEST(Recompute, FamiliesWithDenseLayersAndBiases) {
   Config c = tiny_config();
   c.model.preset = "qwen2_moe";
   c.model.overrides = {{"vocab_size", 257}, {"mlp_only_layers", {0}}};
-  const Outcome kept = train_steps(c, 1);
+  const TrainedSteps kept = train_steps(c, 1);
   c.train.recompute = true;
   expect_same_bits(kept, train_steps(c, 1));
 }
@@ -89,7 +89,7 @@ TEST(AllGather, AgreesWithAllToAll) {
     SCOPED_TRACE(name_of(layout));
     Config c = with_layout(tiny_config(), layout);
     c.train.precision = "fp64";
-    const Outcome all_to_all = train_steps(c, layout.ranks);
+    const TrainedSteps all_to_all = train_steps(c, layout.ranks);
     c.moe.dispatcher = "all_gather";
     expect_near(all_to_all, train_steps(c, layout.ranks), 1e-9, 1e-6);
   }
@@ -102,7 +102,7 @@ TEST(AllGather, AllTokensToTheExpertsOfOneRank) {
   const auto bias = [](Trainer& t, int64_t) {
     for (MoeLayer* layer : t.model.moe_layers) layer->router().bias.narrow(0, 0, 2).fill_(1e3);
   };
-  const Outcome all_to_all = train_steps(c, 2, bias);
+  const TrainedSteps all_to_all = train_steps(c, 2, bias);
   c.moe.dispatcher = "all_gather";
   expect_near(all_to_all, train_steps(c, 2, bias), 1e-9, 1e-6);
 }
@@ -120,7 +120,7 @@ TEST(MaxTokens, ChunkedExpertsAgree) {
       SCOPED_TRACE(fmt::format("{} recompute {}", dispatcher, recompute));
       Config c = with_layout(tiny_config(), {1, 1, 2, 1, 2});
       c.train.precision = "fp64";
-      const Outcome whole = train_steps(c, 2);
+      const TrainedSteps whole = train_steps(c, 2);
       c.moe.dispatcher = dispatcher;
       c.moe.max_tokens = 7;
       c.train.recompute = recompute;
@@ -128,7 +128,7 @@ TEST(MaxTokens, ChunkedExpertsAgree) {
     }
   // A budget that is never reached changes nothing.
   Config c = tiny_config();
-  const Outcome whole = train_steps(c, 1);
+  const TrainedSteps whole = train_steps(c, 1);
   c.moe.max_tokens = c.batch.seq_len * 2;
   expect_same_bits(whole, train_steps(c, 1));
 }

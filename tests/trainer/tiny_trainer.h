@@ -47,18 +47,18 @@ struct Trainer {
   TrainStep step;
 };
 
-struct Outcome {
+struct TrainedSteps {
   std::vector<StepOutcome> steps;
   std::vector<Fingerprint> states;  // after each step, of all ranks
 };
 
-using Prepare = std::function<void(Trainer&, int64_t step)>;
+using BeforeStep = std::function<void(Trainer&, int64_t step)>;
 
 // Steps on num_ranks ranks; every rank must see the same losses and attempts. `prepare` is called
 // before each step.
-inline Outcome train_steps(const Config& config, int num_ranks, const Prepare& prepare = {},
+inline TrainedSteps train_steps(const Config& config, int num_ranks, const BeforeStep& prepare = {},
                            int64_t num_steps = 3) {
-  Outcome out;
+  TrainedSteps out;
   out.states.resize(num_steps);
   std::mutex mutex;
   run_local_ranks(num_ranks, [&](std::unique_ptr<Communicator> world) {

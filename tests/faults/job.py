@@ -1,0 +1,159 @@
+"""An elastic job under test: started as a person starts it, observed through its run folder and
+/proc, disturbed by signals. Only processes whose command line names its run folder are touched."""
+import json
+import os
+import signal
+import subprocess
+import time
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def lines(path):
+    for line in read(path).splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            pass  # being written
+
+
+class Job:
+    """`overrides`: dotted config overrides of tests/faults/tiny.yaml."""
+
+    def __init__(self, program, config, run, overrides=()):
+        self.program, self.config, self.run = program, config, run
+        self.overrides = list(overrides)
+        self.process = None
+
+    def start(self):
+        self.output = open(self.run + ".out", "ab")
+        self.process = subprocess.Popen(
+            [self.program, "launch", self.config, "run.dir=" + self.run, *self.overrides],
+            stdout=self.output, stderr=subprocess.STDOUT)
+        return self
+
+    def wait(self, seconds=120):
+        """The exit code; None when the job had to be killed."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return None
+
+    # --- What runs -------------------------------------------------------------------------------
+    def processes(self, role=None, slice=None):
+        """(pid, role, slice): launch, coordinator, agent, mpirun, train."""
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            words = read(f"/proc/{name}/cmdline").split("\0")
+            if not any(word.startswith(self.run + "/") or word == "run.dir=" + self.run for word in words):
+                continue
+            what = os.path.basename(words[0])
+            if what != "mpirun":
+                what = words[1] if len(words) > 1 else what
+            environment = dict(w.split("=", 1) for w in read(f"/proc/{name}/environ").split("\0") if "=" in w)
+            which = int(environment.get("MANIPLE_SLICE", -1))
+            if role in (None, what) and slice in (None, which):
+                found.append((int(name), what, which))
+        return sorted(found)
+
+    def pid(self, role, slice=None, position=0):
+        found = self.processes(role, slice)
+        return found[position][0] if position < len(found) else None
+
+    def send(self, pid, number):
+        try:
+            os.kill(pid, number)
+            return True
+        except (ProcessLookupError, TypeError):
+            return False
+
+    def kill(self, role, slice=None, position=0, number=signal.SIGKILL):
+        return self.send(self.pid(role, slice, position), number)
+
+    # --- What it has done ------------------------------------------------------------------------
+    def rows(self):
+        return {r["step"]: r for r in lines(self.run + "/metrics.jsonl") if "loss" in r}
+
+    def last_step(self):
+        return max(self.rows(), default=0)
+
+    def events(self, name=None):
+        return [e for e in lines(self.run + "/events.jsonl") if name in (None, e.get("event"))]
+
+    def epochs(self):
+        """Numbers of the epochs that have trained."""
+        return sorted({int(e["text"].split()[1]) for e in self.events("run")})
+
+    def journal(self, slice):
+        return list(lines(f"{self.run}/elastic/slice-{slice}.jsonl"))
+
+    def until(self, condition, seconds=60, what="the condition"):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise AssertionError(f"waited in vain for {what}")
+            time.sleep(0.005)
+
+    def until_step(self, step):
+        self.until(lambda: self.last_step() >= step, 90, f"step {step}")
+
+    def until_epochs(self, count):
+        self.until(lambda: len(self.epochs()) >= count, 90, f"{count} epochs")
+
+    def until_event(self, name, count=1):
+        self.until(lambda: len(self.events(name)) >= count, 90, f"{count} x {name}")
+
+
+# Numbers that must have the same bits as in the run without faults (invariant I1).
+EXACT = ("loss", "grad_norm", "lr", "tokens", "aux_loss", "z_loss", "state_fingerprint")
+
+
+def check(job, reference, code, expected_code=0, complete=True):
+    """The violated invariants of shared/spec/elastic.md section 8 that a run folder can show."""
+    bad = []
+    if code != expected_code:
+        bad.append(f"I10: exit code {code}, expected {expected_code}")
+    steps = [r["step"] for r in lines(job.run + "/metrics.jsonl") if "loss" in r]
+    if steps != list(range(1, len(steps) + 1)):
+        bad.append("I2: steps are not written once and in order")
+    for step, row in job.rows().items():
+        for key in EXACT:
+            if row.get(key) != reference[step].get(key):
+                bad.append(f"I1: step {step}: {key} is {row.get(key)}, without faults {reference[step].get(key)}")
+                break
+    if complete and len(steps) != len(reference):
+        bad.append(f"I2: {len(steps)} of {len(reference)} steps are written")
+    # I3, I5: commits of a slice's life increase by one, except behind a restore; none after a halt.
+    for slice in range(16):
+        last, halted = {}, {}
+        for e in job.journal(slice):
+            life = e["life"]
+            if e["event"] == "halt":
+                halted[life] = e["epoch"]
+            elif e["event"] == "restored":
+                last[life] = e["step"]
+            elif e["event"] == "commit":
+                if life in last and e["step"] != last[life] + 1:
+                    bad.append(f"I3: slice {slice} commits {e['step']} after {last[life]}")
+                last[life] = e["step"]
+    for event in job.events("row_differs"):
+        bad.append("I3: " + event["text"])
+    left = job.processes()
+    if left:
+        time.sleep(1)
+        left = job.processes()
+    if left:
+        bad.append(f"I9: {len(left)} processes are left: {left}")
+        for pid, _, _ in left:
+            job.send(pid, signal.SIGKILL)
+    return bad
