@@ -105,10 +105,10 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
        "c.yaml:1:34: ",
        {"not supported by this build"}},
       // between keys
-      {"objective:\n  kind: distill\n", "c.yaml:2:9: ", {"without a teacher", "distill.store"}},
+      {"objective:\n  kind: distill\n", "c.yaml:2:3: ", {"without a teacher", "distill.store"}},
       {"objective: {kind: distill}\ndistill: {variant: full, store: s}\n", "c.yaml:2:20: ", {"full"}},
       {"objective: {kind: distill}\ndistill: {store: s, temperature: 2}\n",
-       "c.yaml:2:34: ",
+       "c.yaml:2:21: ",
        {"distill.temperature=1"}},
       {"model: {preset: house, hf_config: c.json}\n", "c.yaml:1:24: ", {"exactly one"}},
       {"train: {steps: 10}\noptim: {warmup_steps: 11}\n", "c.yaml:2:9: ", {"train.steps"}},
