@@ -1,20 +1,19 @@
 #include "checkpoint/part_file.h"
 
 #include <fmt/format.h>
-#include <hdf5.h>
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <filesystem>
 #include <map>
-#include <mutex>
 #include <set>
 #include <utility>
 
 #include "checkpoint/disk.h"
-#include "checkpoint/hdf5_output.h"
 #include "core/errors.h"
+#include "hdf5/handle.h"
+#include "hdf5/hdf5_output.h"
 
 namespace maniple {
 namespace {
@@ -27,48 +26,6 @@ static_assert(sizeof(hid_t) == sizeof(int64_t));
 constexpr int64_t kBufferBytes = int64_t{4} << 20;
 constexpr int64_t kNearBytes = int64_t{64} << 10;
 
-// HDF5 may be built without thread safety, and it prints its errors to stderr unless each thread
-// asks it not to.
-class Hdf5Scope {
- public:
-  Hdf5Scope() : lock_(mutex()) {
-    H5Eget_auto2(H5E_DEFAULT, &print_, &print_data_);
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  }
-  ~Hdf5Scope() { H5Eset_auto2(H5E_DEFAULT, print_, print_data_); }
-  Hdf5Scope(const Hdf5Scope&) = delete;
-  Hdf5Scope& operator=(const Hdf5Scope&) = delete;
-
- private:
-  static std::mutex& mutex() {
-    static std::mutex one;
-    return one;
-  }
-  std::lock_guard<std::mutex> lock_;
-  H5E_auto2_t print_ = nullptr;
-  void* print_data_ = nullptr;
-};
-
-// The innermost reason of the failed call; the system's text where there is one.
-std::string hdf5_reason() {
-  std::string reason;
-  H5Ewalk2(
-      H5E_DEFAULT, H5E_WALK_UPWARD,
-      [](unsigned, const H5E_error2_t* error, void* text) -> herr_t {
-        auto& reason = *static_cast<std::string*>(text);
-        if (reason.empty() && error->desc) reason = error->desc;
-        return 0;
-      },
-      &reason);
-  static const std::string kMarker = "error message = '";
-  const size_t marker = reason.find(kMarker);
-  if (marker != std::string::npos) {
-    const size_t first = marker + kMarker.size();
-    reason = reason.substr(first, reason.find('\'', first) - first);
-  }
-  return reason.empty() ? "unknown HDF5 error" : reason;
-}
-
 // ErrorType(message) if an HDF5 call returned a negative value, else the value.
 template <typename ErrorType, typename Value>
 Value check(Value value, const char* action, const std::string& path) {
@@ -77,26 +34,7 @@ Value check(Value value, const char* action, const std::string& path) {
   return value;
 }
 
-class Handle {
- public:
-  Handle(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
-  ~Handle() { this->close(); }
-  Handle(Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  hid_t get() const { return id_; }
-  herr_t close() {
-    const herr_t result = id_ >= 0 ? close_(id_) : 0;
-    id_ = -1;
-    return result;
-  }
-
- private:
-  hid_t id_;
-  herr_t (*close_)(hid_t);
-};
-
-Handle element_type(ElementType type) {
+Hdf5Handle element_type(ElementType type) {
   switch (type) {
     case ElementType::kF32:
       return {H5Tcopy(H5T_IEEE_F32LE), H5Tclose};
@@ -107,24 +45,7 @@ Handle element_type(ElementType type) {
     case ElementType::kBf16:
       break;
   }
-  // The upper half of an f32: sign bit 15, exponent bits 7..14 with bias 127, mantissa bits 0..6.
-  const hid_t bf16 = H5Tcopy(H5T_IEEE_F32LE);
-  H5Tset_fields(bf16, 15, 7, 8, 0, 7);
-  H5Tset_precision(bf16, 16);
-  H5Tset_size(bf16, 2);
-  H5Tset_ebias(bf16, 127);
-  return {bf16, H5Tclose};
-}
-
-// File locks are of no use here (nobody reads a part before it is complete) and fail on many
-// network file systems.
-Handle file_access() {
-  Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-#if H5_VERSION_GE(1, 10, 7)
-  H5Pset_file_locking(access.get(), false, true);
-#endif
-  H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
-  return access;
+  return hdf5_two_byte_float(7);
 }
 
 class PartWriter {
@@ -149,9 +70,9 @@ class PartWriter {
   void add(const std::string& dataset, const TensorSlice& slice,
            const std::vector<Segment>& segments) {
     const auto stored = static_cast<hsize_t>(num_elements(segments));
-    const Handle type = element_type(slice.type);
-    const Handle space(H5Screate_simple(1, &stored, nullptr), H5Sclose);
-    const Handle data(ok(H5Dcreate2(file_.id(), dataset.c_str(), type.get(), space.get(),
+    const Hdf5Handle type = element_type(slice.type);
+    const Hdf5Handle space(H5Screate_simple(1, &stored, nullptr), H5Sclose);
+    const Hdf5Handle data(ok(H5Dcreate2(file_.id(), dataset.c_str(), type.get(), space.get(),
                                     make_groups_.get(), create_.get(), H5P_DEFAULT),
                          "write"),
                       H5Dclose);
@@ -178,9 +99,9 @@ class PartWriter {
 
   void attribute(hid_t object, const char* name, const std::vector<int64_t>& values) {
     const hsize_t count = values.size();
-    const Handle space(count ? H5Screate_simple(1, &count, nullptr) : H5Screate(H5S_NULL),
+    const Hdf5Handle space(count ? H5Screate_simple(1, &count, nullptr) : H5Screate(H5S_NULL),
                        H5Sclose);
-    const Handle attribute(
+    const Hdf5Handle attribute(
         ok(H5Acreate2(object, name, H5T_STD_I64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT), "write"),
         H5Aclose);
     if (count) ok(H5Awrite(attribute.get(), H5T_STD_I64LE, values.data()), "write");
@@ -193,7 +114,7 @@ class PartWriter {
     int64_t position = 0;
     const auto put = [&](const char* from, int64_t count) {
       const auto start = static_cast<hsize_t>(position), size = static_cast<hsize_t>(count);
-      const Handle memory(H5Screate_simple(1, &size, nullptr), H5Sclose);
+      const Hdf5Handle memory(H5Screate_simple(1, &size, nullptr), H5Sclose);
       ok(H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, nullptr, &size, nullptr), "write");
       ok(H5Dwrite(data, type, memory.get(), space, H5P_DEFAULT, from), "write");
       position += count;
@@ -218,7 +139,7 @@ class PartWriter {
 
   std::string path_;
   Hdf5Output file_;
-  Handle make_groups_, create_;
+  Hdf5Handle make_groups_, create_;
 };
 
 // The names become paths in an HDF5 file.
@@ -294,7 +215,7 @@ Manifest write_part_file(const std::string& path, int64_t step, int writer,
 
 PartReader::PartReader(const std::string& path) : path_(path) {
   const Hdf5Scope scope;
-  file_ = check<CheckpointError>(H5Fopen(path.c_str(), H5F_ACC_RDONLY, file_access().get()), "open",
+  file_ = check<CheckpointError>(H5Fopen(path.c_str(), H5F_ACC_RDONLY, hdf5_file_access().get()), "open",
                                  path);
 }
 
@@ -307,11 +228,11 @@ void PartReader::read(const std::string& dataset, ElementType type, int64_t stor
                       const std::vector<PartRead>& reads) {
   const Hdf5Scope scope;
   const std::string place = path_ + ":" + dataset;
-  const Handle data(
+  const Hdf5Handle data(
       check<CheckpointError>(H5Dopen2(file_, dataset.c_str(), H5P_DEFAULT), "read", place),
       H5Dclose);
-  const Handle memory_type = element_type(type), file_type(H5Dget_type(data.get()), H5Tclose);
-  const Handle space(H5Dget_space(data.get()), H5Sclose);
+  const Hdf5Handle memory_type = element_type(type), file_type(H5Dget_type(data.get()), H5Tclose);
+  const Hdf5Handle space(H5Dget_space(data.get()), H5Sclose);
   if (H5Tequal(file_type.get(), memory_type.get()) <= 0 ||
       H5Sget_simple_extent_ndims(space.get()) != 1 ||
       H5Sget_simple_extent_npoints(space.get()) != stored)
@@ -322,7 +243,7 @@ void PartReader::read(const std::string& dataset, ElementType type, int64_t stor
 
   const auto get = [&](int64_t from, int64_t count, char* to) {
     const auto start = static_cast<hsize_t>(from), size = static_cast<hsize_t>(count);
-    const Handle memory(H5Screate_simple(1, &size, nullptr), H5Sclose);
+    const Hdf5Handle memory(H5Screate_simple(1, &size, nullptr), H5Sclose);
     check<CheckpointError>(
         H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &start, nullptr, &size, nullptr), "read",
         place);

@@ -101,7 +101,25 @@ struct MetricsConfig {
 };
 
 struct ObjectiveConfig {
-  std::string kind = "causal_lm";
+  std::string kind = "causal_lm";  // causal_lm | distill
+};
+
+// Distillation: docs/distillation.md, spec model.md section 3.
+struct DistillConfig {
+  std::string store;    // folder of stored targets; given: training reads them
+  std::string teacher;  // checkpoint or Hugging Face folder; without a store it runs in the step
+  std::string variant = "sample_counts";  // see distill_variants() in objectives/distill_targets.h
+  int64_t draws = 50;           // N of the sampled variants
+  int64_t top_k = 20;           // k of the others
+  double temperature = 1;
+  double alpha = 0;             // weight of the cross-entropy
+  double alpha_end = 0;         // linear: at the last step
+  std::string schedule = "constant";  // of alpha: constant | linear | lr
+  double importance_power = 0.5;      // draws from p^power
+  bool importance_normalize = true;
+  uint64_t seed = 1;            // of the draws
+  std::string tokenizer;        // file that made the ids; empty: bytes for text, else unknown
+  int64_t shard_tokens = 1 << 18;
 };
 
 struct ElasticConfig {
@@ -134,6 +152,7 @@ struct Config {
   CheckpointConfig checkpoint;
   MetricsConfig metrics;
   ObjectiveConfig objective;
+  DistillConfig distill;
   ElasticConfig elastic;
   SdcConfig sdc;
   FaultsConfig faults;

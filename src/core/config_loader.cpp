@@ -491,9 +491,24 @@ class CrossCheck {
     require(c.eval.every == 0 || c.data.validation > 0, {"eval.every", "data.validation"},
             fmt::format("eval.every is {}, data.validation is 0", c.eval.every),
             "an evaluation needs held-out rows; set data.validation above 0 or eval.every to 0");
+    if (c.objective.kind == "distill") check_distill();
   }
 
  private:
+  void check_distill() const {
+    const DistillConfig& d = c.distill;
+    require(!d.store.empty() || !d.teacher.empty(), {"objective.kind"},
+            "distill without a teacher", "set distill.store or distill.teacher");
+    require(d.variant != "full" || d.store.empty(), {"distill.variant", "distill.store"},
+            "variant full with a store",
+            "a store holds few ids per token; set distill.store='' for a teacher inside the step, or "
+            "another distill.variant");
+    require(d.temperature == 1 || d.variant == "full" || d.variant.starts_with("topk"),
+            {"distill.temperature", "distill.variant"},
+            fmt::format("temperature {} with variant {}", format_double(d.temperature), d.variant),
+            "sampled targets are drawn and learned at temperature 1; set distill.temperature=1");
+  }
+
   void check_batch() const {
     const BatchConfig& b = c.batch;
     const int64_t slices = c.parallel.slices;

@@ -68,7 +68,7 @@ const std::vector<std::string>& later_keys() {
 }
 
 const std::vector<std::string>& later_groups() {
-  static const std::vector<std::string> groups = {"distill", "quant"};
+  static const std::vector<std::string> groups = {"quant"};
   return groups;
 }
 

@@ -185,8 +185,47 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"metrics.tensorboard", any_value(), "write scalars for TensorBoard into tb/"},
         c.metrics.tensorboard);
 
-  visit(Key{"objective.kind", one_of({"causal_lm"}, {"distill"}), "what is minimised"},
+  visit(Key{"objective.kind", one_of({"causal_lm", "distill"}), "what is minimised"},
         c.objective.kind);
+
+  visit(Key{"distill.store", any_value(),
+            "folder of a teacher store: maniple teach writes it, training reads it"},
+        c.distill.store);
+  visit(Key{"distill.teacher", any_value(),
+            "checkpoint or Hugging Face folder: the teacher of maniple teach; without a store it "
+            "runs inside the step"},
+        c.distill.teacher);
+  visit(Key{"distill.variant",
+            one_of({"sample_counts", "sample_renorm", "importance", "topk_renorm", "topk_raw",
+                    "topk_ghost", "topk_to_label", "full"}),
+            "target that the student learns; full needs a teacher inside the step"},
+        c.distill.variant);
+  visit(Key{"distill.draws", between(1, 256), "draws per token of sample_* and importance"},
+        c.distill.draws);
+  visit(Key{"distill.top_k", between(1, 4096), "most likely ids per token of topk_*"},
+        c.distill.top_k);
+  visit(Key{"distill.temperature", above(0),
+            "of both soft-maxes, the loss times its square; 1 for sampled variants"},
+        c.distill.temperature);
+  visit(Key{"distill.alpha", between(0, 1), "weight of the cross-entropy beside the distillation"},
+        c.distill.alpha);
+  visit(Key{"distill.alpha_end", between(0, 1), "schedule linear: alpha at the last step"},
+        c.distill.alpha_end);
+  visit(Key{"distill.schedule", one_of({"constant", "linear", "lr"}),
+            "course of alpha; lr: the weight of the distillation, 1 - alpha, follows the learning "
+            "rate"},
+        c.distill.schedule);
+  visit(Key{"distill.importance_power", above(0), "importance draws from p^power"},
+        c.distill.importance_power);
+  visit(Key{"distill.importance_normalize", any_value(), "importance weights of a token sum to 1"},
+        c.distill.importance_normalize);
+  visit(Key{"distill.seed", at_least(0), "key of the draws"}, c.distill.seed);
+  visit(Key{"distill.tokenizer", any_value(),
+            "tokenizer file that made the ids, to compare with the store; '': bytes for text, else "
+            "unknown"},
+        c.distill.tokenizer);
+  visit(Key{"distill.shard_tokens", at_least(1), "tokens per file of a store that is written"},
+        c.distill.shard_tokens);
 
   visit(Key{"elastic.lease", between(0.1, 3600),
             "seconds of silence after which a slice is dropped; all other time-outs follow from it"},

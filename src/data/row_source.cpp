@@ -14,7 +14,8 @@ namespace {
 
 constexpr uint64_t kOrderVersion = 1;  // to raise when the order or content of rows changes
 
-struct Source {
+struct OpenSource {
+  std::string path;
   std::unique_ptr<TokenStream> stream;
   uint64_t train_rows = 0, validation_rows = 0;  // in this order in the stream
 };
@@ -24,6 +25,7 @@ Row make_row(const TokenStream& stream, int64_t i, int64_t seq_len) {
   const int64_t begin = i * seq_len;
   const auto length = static_cast<size_t>(seq_len);
   Row row;
+  row.sample = {stream.content_hash(), i};
   row.input.resize(length + 1);
   stream.read(begin, row.input);
   row.target.assign(row.input.begin() + 1, row.input.end());
@@ -50,13 +52,13 @@ Row make_row(const TokenStream& stream, int64_t i, int64_t seq_len) {
 
 class BlendedRows : public RowSource {
  public:
-  BlendedRows(std::vector<Source> sources, std::vector<uint64_t> weights, int64_t seq_len,
+  BlendedRows(std::vector<OpenSource> sources, std::vector<uint64_t> weights, int64_t seq_len,
               uint64_t seed)
       : sources_(std::move(sources)), seq_len_(seq_len), seed_(seed), train_(weights) {
     fingerprint_ = key_of(kOrderVersion, seq_len, seed, sources_.size());
     std::vector<uint64_t> validation;
     for (size_t i = 0; i < sources_.size(); ++i) {
-      const Source& source = sources_[i];
+      const OpenSource& source = sources_[i];
       train_rows_ += source.train_rows;
       validation_rows_ += source.validation_rows;
       validation.push_back(source.validation_rows);
@@ -67,18 +69,30 @@ class BlendedRows : public RowSource {
   }
 
   Row row(Split split, uint64_t number) const override {
-    if (split == Split::kValidation) {
-      MANIPLE_INVARIANT(number < validation_rows_, "validation row {} of {}", number,
-                        validation_rows_);
-      const auto [i, index] = validation_[0](number);
-      const Source& source = sources_[static_cast<size_t>(i)];
-      return make_row(*source.stream, static_cast<int64_t>(source.train_rows + index), seq_len_);
-    }
-    const auto [i, index] = train_(number);
-    const Source& source = sources_[static_cast<size_t>(i)];
-    const uint64_t epoch = index / source.train_rows, within = index % source.train_rows;
-    const Permutation order(source.train_rows, key_of(hash_name("epoch"), seed_, i, epoch));
-    return make_row(*source.stream, static_cast<int64_t>(order(within)), seq_len_);
+    const auto [source, index] = place(split, number);
+    return make_row(*source->stream, index, seq_len_);
+  }
+
+  SampleId sample_of(Split split, uint64_t number) const override {
+    const auto [source, index] = place(split, number);
+    return {source->stream->content_hash(), index};
+  }
+
+  Row read(const SampleId& sample) const override {
+    for (const OpenSource& source : sources_)
+      if (source.stream->content_hash() == sample.source &&
+          sample.row < static_cast<int64_t>(source.train_rows + source.validation_rows))
+        return make_row(*source.stream, sample.row, seq_len_);
+    throw InternalError(fmt::format("row {} of source {:016x} is not of this data", sample.row,
+                                    sample.source));
+  }
+
+  std::vector<Source> sources() const override {
+    std::vector<Source> out;
+    for (const OpenSource& source : sources_)
+      out.push_back({source.path, source.stream->content_hash(),
+                     static_cast<int64_t>(source.train_rows)});
+    return out;
   }
 
   int64_t num_rows(Split split) const override {
@@ -87,13 +101,13 @@ class BlendedRows : public RowSource {
 
   int64_t num_tokens() const override {
     int64_t sum = 0;
-    for (const Source& source : sources_) sum += source.stream->num_tokens();
+    for (const OpenSource& source : sources_) sum += source.stream->num_tokens();
     return sum;
   }
 
   double bytes_per_token() const override {
     double bytes = 0, tokens = 0;
-    for (const Source& source : sources_) {
+    for (const OpenSource& source : sources_) {
       if (source.stream->bytes_per_token() == 0) return 0;
       const auto count = static_cast<double>(source.stream->num_tokens());
       bytes += count * source.stream->bytes_per_token();
@@ -105,7 +119,26 @@ class BlendedRows : public RowSource {
   uint64_t fingerprint() const override { return fingerprint_; }
 
  private:
-  std::vector<Source> sources_;
+  struct Place {
+    const OpenSource* source;
+    int64_t index;  // of the row in natural order
+  };
+  Place place(Split split, uint64_t number) const {
+    if (split == Split::kValidation) {
+      MANIPLE_INVARIANT(number < validation_rows_, "validation row {} of {}", number,
+                        validation_rows_);
+      const auto [i, index] = validation_[0](number);
+      const OpenSource& source = sources_[static_cast<size_t>(i)];
+      return {&source, static_cast<int64_t>(source.train_rows + index)};
+    }
+    const auto [i, index] = train_(number);
+    const OpenSource& source = sources_[static_cast<size_t>(i)];
+    const uint64_t epoch = index / source.train_rows, within = index % source.train_rows;
+    const Permutation order(source.train_rows, key_of(hash_name("epoch"), seed_, i, epoch));
+    return {&source, static_cast<int64_t>(order(within))};
+  }
+
+  std::vector<OpenSource> sources_;
   int64_t seq_len_;
   uint64_t seed_;
   Blend train_;
@@ -134,9 +167,10 @@ std::unique_ptr<TokenStream> open_stream(const SourceConfig& source, int64_t voc
                                 source.path, source.kind));
 }
 
-Source open_source(const SourceConfig& config, double validation, int64_t seq_len,
+OpenSource open_source(const SourceConfig& config, double validation, int64_t seq_len,
                    int64_t vocab_size) {
-  Source source;
+  OpenSource source;
+  source.path = config.path;
   source.stream = open_stream(config, vocab_size);
   const int64_t rows = (source.stream->num_tokens() - 1) / seq_len;
   if (rows < 1)
@@ -168,7 +202,7 @@ std::vector<uint64_t> integer_weights(const std::vector<SourceConfig>& sources) 
 std::unique_ptr<RowSource> open_row_source(const DataConfig& data, int64_t seq_len,
                                            int64_t vocab_size, uint64_t seed) {
   check_config(data, seq_len);
-  std::vector<Source> sources;
+  std::vector<OpenSource> sources;
   for (const SourceConfig& source : data.sources)
     sources.push_back(open_source(source, data.validation, seq_len, vocab_size));
   return std::make_unique<BlendedRows>(std::move(sources), integer_weights(data.sources), seq_len,

@@ -7,8 +7,17 @@
 #include <vector>
 
 #include "core/config.h"
+#include "data/teacher_row.h"
 
 namespace maniple {
+
+// What a row is called whatever the seed, the order and the blend: row `row` of the unshuffled
+// packing of the source with this content hash, at the given seq_len.
+struct SampleId {
+  uint64_t source = 0;
+  int64_t row = 0;
+  auto operator<=>(const SampleId&) const = default;
+};
 
 // One training sequence: seq_len inputs and the target of each. Documents are files of a text
 // source (with the id 256 that ends them) and sequences of a megatron source.
@@ -18,6 +27,8 @@ struct Row {
   std::vector<int32_t> position;  // [seq_len]; 0, 1, ... in each document; 0 at the row's first
                                   // token even if its document began before the row
   std::vector<int32_t> document;  // [seq_len]; 0, 1, ... within the row
+  SampleId sample;
+  TeacherRow teacher;  // empty unless a teacher store is attached (data/taught_rows.h)
 };
 
 enum class Split { kTrain, kValidation };
@@ -37,6 +48,15 @@ class RowSource {
  public:
   virtual ~RowSource() = default;
   virtual Row row(Split split, uint64_t number) const = 0;
+  virtual SampleId sample_of(Split split, uint64_t number) const = 0;  // without reading it
+  virtual Row read(const SampleId& sample) const = 0;  // of one of sources()
+  // By the order of data.sources; equal contents are one source to a teacher store.
+  struct Source {
+    std::string path;
+    uint64_t content;     // hash of tokens and document borders
+    int64_t train_rows;   // samples 0 to train_rows - 1 are for training
+  };
+  virtual std::vector<Source> sources() const = 0;
   virtual int64_t num_rows(Split split) const = 0;  // of one epoch
   virtual int64_t num_tokens() const = 0;
   virtual double bytes_per_token() const = 0;  // text: 1; megatron: 0 (unknown)

@@ -2,6 +2,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/softmax_loss.h"
+#include "objectives/vocabulary.h"
 
 namespace maniple {
 namespace {
@@ -9,14 +10,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
-constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of logits at a time
-
 // The statistics of whole rows from those of everybody's columns. Collective over tp.
 void combine(SoftmaxStats& s, Communicator& tp) {
   if (tp.size() == 1) return;
-  at::Tensor tops = at::empty({tp.size(), s.top.numel()}, s.top.options());
-  tp.all_gather(s.top, tops);
-  const at::Tensor top = std::get<0>(tops.max(0));
+  const at::Tensor top = max_over(s.top, tp);
   const at::Tensor both =
       tp.all_reduce_ordered(at::stack({s.total * (s.top - top).exp(), s.chosen}));
   s = {top, both[0], both[1]};
@@ -30,12 +27,12 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     auto& tp = *reinterpret_cast<Communicator*>(tp_pointer);
     auto& sums = *reinterpret_cast<CrossEntropySums*>(sums_pointer);
     const auto wide = head.grad.scalar_type();
-    const int64_t T = h.size(0), first = head.offset[0];
-    const int64_t rows = std::max<int64_t>(0, std::min(head.shape[0], vocab_size - first));
-    const at::Tensor W = head.value.narrow(0, 0, rows);
+    const HeadPart part(head, vocab_size);
+    const int64_t T = h.size(0), rows = part.rows;
+    const at::Tensor& W = part.weight;
     at::Tensor dh = training ? at::empty_like(h) : at::Tensor();
-    const int64_t chunk = std::max<int64_t>(
-        128, kChunkBytes / (head.shape[0] * static_cast<int64_t>(head.grad.element_size())) / 128 * 128);
+    const int64_t chunk =
+        chunk_tokens(head.shape[0], static_cast<int64_t>(head.grad.element_size()));
     const at::Tensor logits = at::empty({std::min(chunk, T), rows}, h.options().dtype(wide));
     double loss = 0;
     for (int64_t begin = 0; begin < T; begin += chunk) {
@@ -43,8 +40,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       const at::Tensor x = h.narrow(0, begin, n), t = target.narrow(0, begin, n);
       const at::Tensor z = logits.narrow(0, 0, n), valid = t >= 0;
       multiply(x, W.t(), z);
-      const at::Tensor column =
-          at::where(valid.logical_and(t >= first).logical_and(t < first + rows), t - first, -1);
+      const at::Tensor column = part.columns(t);
       SoftmaxStats s = softmax_stats(z, column);
       combine(s, tp);
       loss += ((s.total.log() + s.top - s.chosen) * valid).to(at::kDouble).sum().item<double>();

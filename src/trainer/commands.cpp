@@ -24,6 +24,7 @@
 #include "trainer/elastic_slice.h"
 #include "trainer/inference.h"
 #include "trainer/launch_commands.h"
+#include "trainer/teach.h"
 #include "trainer/trainer.h"
 
 namespace maniple {
@@ -44,6 +45,7 @@ struct Options {
   double temperature = 0.8, top_p = 0.95;
   uint64_t seed = 1;
   std::string what = "print";
+  TeachOptions teach;
 };
 
 Config load(const Options& o) { return load_config(o.config, o.overrides); }
@@ -58,6 +60,15 @@ ExitCode command_train(const Options& o) {
   if (const auto line = RankControl::from_environment(static_cast<uint32_t>(world->rank())))
     return train_slice(config, std::move(world), *line);
   return train(config, std::move(world));
+}
+
+ExitCode command_teach(const Options& o) {
+  set_parent_death_signal();
+  const Config config = load(o);
+  at::set_num_threads(static_cast<int>(config.run.threads));
+  install_signals();
+  return teach(config, o.teach,
+               started_by_mpi() ? make_mpi_world(/*deadline_s=*/600) : make_single_communicator());
 }
 
 ExitCode command_bench(const Options& o) {
@@ -181,6 +192,10 @@ ExitCode command_logits(const Options& o) {
 }
 
 ExitCode command_inspect(const Options& o, bool verify) {
+  if (is_teacher_store(o.model)) {
+    describe_teacher_store(o.model, verify);
+    return ExitCode::kOk;
+  }
   const CheckpointInfo info = verify ? verify_checkpoint(open_checkpoint(o.model).folder) : open_checkpoint(o.model);
   int64_t elements = 0, tensors = 0;
   for (const TensorEntry& t : list_tensors(info)) {
@@ -276,10 +291,17 @@ int run_program(int argc, char** argv) {
   logits_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
   with_device(logits_c);
   logits_c->add_option("--out", o.out, "safetensors file to write")->required();
-  auto* inspect_c = add("inspect", "List the tensors of a checkpoint. Example: maniple inspect runs/quickstart");
-  with_model(inspect_c);
-  auto* verify_c = add("verify", "Check every hash of a checkpoint. Example: maniple verify runs/quickstart");
-  with_model(verify_c);
+  auto with_stored = [&](CLI::App* c) {
+    c->add_option("model", o.model, "run folder, checkpoint or teacher store")->required();
+  };
+  auto* inspect_c = add("inspect", "List the tensors of a checkpoint, or describe a teacher store. Example: maniple inspect runs/quickstart");
+  with_stored(inspect_c);
+  auto* verify_c = add("verify", "Check every hash of a checkpoint or teacher store. Example: maniple verify runs/quickstart");
+  with_stored(verify_c);
+  auto* teach_c = add("teach", "Write a teacher's targets for the training rows of a config. Example: maniple teach config.yaml distill.teacher=runs/teacher distill.store=targets");
+  with_config(teach_c);
+  teach_c->add_flag("--rows-of-run", o.teach.rows_of_run, "only the rows that train.steps of the config read");
+  teach_c->add_flag("--estimate", o.teach.estimate_only, "say what it would take and stop");
   auto* bench_c = add("bench", "Measure the speed of a config: phases, share of the product peak. Example: maniple bench config.yaml run.threads=2");
   with_config(bench_c);
   auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
@@ -313,6 +335,7 @@ int run_program(int argc, char** argv) {
     else if (*logits_c) code = command_logits(o);
     else if (*inspect_c) code = command_inspect(o, false);
     else if (*verify_c) code = command_inspect(o, true);
+    else if (*teach_c) code = command_teach(o);
     else if (*bench_c) code = command_bench(o);
     else code = command_doctor();
     finalize_mpi();

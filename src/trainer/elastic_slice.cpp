@@ -20,6 +20,7 @@
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/make_objective.h"
 #include "trainer/step_metrics.h"
 
 namespace maniple {
@@ -844,11 +845,12 @@ ExitCode train_slice(const Config& config, std::unique_ptr<Communicator> slice,
     shape = slice_shape(config, slice->size());
     rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
                            config.run.seed);
+    rows = attach_targets(config, model_config, std::move(rows));
   });
   ProcessMesh mesh(shape, std::move(slice));
   std::unique_ptr<TrainedModel> model;
   agree(mesh.world(), [&] { model = std::make_unique<TrainedModel>(config, model_config, mesh); });
-  TrainStep step(config, *model, mesh, *rows);
+  TrainStep step(config, *model, mesh, *rows, make_objective(config, model_config, mesh));
   return ElasticSlice(config, *model, mesh, step, *rows, line).run();
 }
 

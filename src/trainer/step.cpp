@@ -4,6 +4,7 @@
 
 #include "core/errors.h"
 #include "model/shard_rules.h"
+#include "objectives/causal_lm.h"
 
 namespace maniple {
 namespace {
@@ -123,12 +124,13 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
 }
 
 TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh,
-                     const RowSource& rows)
+                     const RowSource& rows, std::unique_ptr<Objective> objective)
     : config_(config),
       model_(model),
       mesh_(mesh),
       rows_(rows),
-      num_units_(maniple::num_units(config.batch, mesh.shape())) {
+      num_units_(maniple::num_units(config.batch, mesh.shape())),
+      objective_(std::move(objective)) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
   // Only forwards are divided into phases; in backward a recomputed layer announces its own too.
@@ -167,10 +169,10 @@ std::vector<Row> TrainStep::micro_batch_rows(uint64_t k) const {
   return rows;
 }
 
-TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const {
+MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
   const int64_t B = static_cast<int64_t>(rows.size()), S = config_.batch.seq_len;
   const auto options = at::TensorOptions(at::kLong);
-  MicroBatch b{at::empty({B, S}, options), at::empty({B, S}, options), at::empty({B, S}, options),
+  MicroBatch b{{}, at::empty({B, S}, options), at::empty({B, S}, options), at::empty({B, S}, options),
                at::empty({B, S}, options)};
   for (int64_t r = 0; r < B; ++r) {
     auto put = [&](const at::Tensor& t, const std::vector<int32_t>& from) {
@@ -182,6 +184,7 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
     put(b.document, rows[r].document);
   }
   for (at::Tensor* t : {&b.ids, &b.target, &b.position, &b.document}) *t = t->to(mesh_.device());
+  b.rows = std::move(rows);
   return b;
 }
 
@@ -192,13 +195,12 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
       batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
                                               static_cast<uint64_t>(k), 4);
     clock_.enter(Phase::kData);
-    const Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
+    Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
     clock_.enter(Phase::kForward);
-    const MicroBatch b = to_tensors(batch.rows);
+    const MicroBatch b = to_tensors(std::move(batch.rows));
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
-    at::Tensor loss =
-        cross_entropy(h.view({-1, h.size(-1)}), model_.decoder->head(), model_.model.vocab_size,
-                      b.target.view({-1}), scale_, mesh_.tp(), ce_);
+    at::Tensor loss = objective_->loss(b, h.view({-1, h.size(-1)}), model_.decoder->head(),
+                                       model_.model.vocab_size, scale_, mesh_.tp());
     for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
     clock_.enter(Phase::kBackward);
     loss.backward();
@@ -206,13 +208,14 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
   }
 }
 
-// Losses are rounded once per unit, counts are integers. Layout: targets, loss, then the MoE layers.
-void TrainStep::add_unit_sums(int64_t unit, StepSums& sums) {
+// Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, then
+// the objective's other sums.
+void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums) {
   size_t i = 0;
   auto add = [&](int64_t x) { sums[i++] += x; };
   const bool speaks = mesh_.tp_index() == 0;  // all tp ranks hold the same cross-entropy
-  add(speaks ? ce_.num_targets : 0);
-  add(speaks ? to_quanta(ce_.loss * scale_) : 0);
+  add(speaks ? objective.num_targets : 0);
+  add(speaks ? to_quanta(objective.values[0] * scale_) : 0);
   int64_t l = 0;
   for (MoeLayer* layer : model_.moe_layers) {
     RouterSums& s = layer->router().sums;
@@ -228,12 +231,12 @@ void TrainStep::add_unit_sums(int64_t unit, StepSums& sums) {
     logit_max_ = std::max(logit_max_, s.logit_max);
     s.clear();
   }
-  ce_ = {};
+  for (size_t j = 1; j < objective.values.size(); ++j)
+    add(speaks ? to_quanta(objective.values[j] * scale_) : 0);
 }
 
 StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on) {
   ShardedAdamw& optimizer = *model_.optimizer;
-  const int64_t layers = static_cast<int64_t>(model_.moe_layers.size());
   bool failed = false, finite = true;
   auto inject = [&](int64_t unit, FaultPoint::Phase phase) {
     if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
@@ -241,8 +244,8 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
 
   // 2 to 4: data, forward, loss, backward, fold, unit by unit.
   optimizer.begin_attempt();
-  ce_ = {};
-  StepSums sums(2 + layers * layer_width(model_.model.num_experts), 0);
+  objective_->begin_attempt(step);
+  StepSums sums(num_sums() - kFlagNumbers, 0);
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
   logit_max_ = -std::numeric_limits<double>::infinity();
   clock_.take();
@@ -253,12 +256,10 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
     }
     backward_unit(step, unit);
     inject(unit, FaultPoint::kBackward);
-    if (!std::isfinite(ce_.loss)) {
-      finite = false;
-      ce_.loss = 0;
-    }
+    ObjectiveSums objective = objective_->take_sums();
+    finite &= objective.make_finite();
     for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
-    add_unit_sums(unit, sums);
+    add_unit_sums(unit, objective, sums);
     clock_.enter(Phase::kFold);
     finite &= optimizer.fold_unit();
     clock_.enter(Phase::kOther);
@@ -293,9 +294,13 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
   return between([&] { mesh_.across().all_reduce(all); });
 }
 
-size_t TrainStep::num_sums() const {
+size_t TrainStep::objective_begin() const {
   const auto layers = static_cast<int64_t>(model_.moe_layers.size());
-  return static_cast<size_t>(2 + layers * layer_width(model_.model.num_experts)) + kFlagNumbers;
+  return static_cast<size_t>(2 + layers * layer_width(model_.model.num_experts));
+}
+
+size_t TrainStep::num_sums() const {
+  return objective_begin() + objective_->names().size() - 1 + kFlagNumbers;
 }
 
 bool TrainStep::failed(const StepSums& sums) { return Flags(sums).failed() > 0; }
@@ -333,6 +338,11 @@ StepOutcome TrainStep::settle(const StepSums& sums) const {
     out.weighted_z_loss += r.z_coef * static_cast<double>(s[1]) * weight;
     out.counts.emplace_back(counts, counts + E);
   }
+  const std::vector<std::string> names = objective_->names();
+  for (size_t j = 1; j < names.size(); ++j)
+    out.objective.emplace_back(
+        names[j], out.skipped ? std::nan("")
+                              : static_cast<double>(sums[objective_begin() + j - 1]) * kLossQuantum * factor);
   if (out.skipped) {
     out.loss = out.grad_norm = std::nan("");
     return out;

@@ -13,7 +13,7 @@
 #include "data/row_source.h"
 #include "model/decoder.h"
 #include "moe/moe_layer.h"
-#include "objectives/causal_lm.h"
+#include "objectives/objective.h"
 #include "optim/sharded_adamw.h"
 #include "trainer/phase_clock.h"
 
@@ -34,7 +34,8 @@ struct TrainedModel {
 };
 
 struct StepOutcome {
-  double loss = 0;  // cross-entropy per target
+  double loss = 0;  // of the objective, per target
+  std::vector<std::pair<std::string, double>> objective;  // its other sums, per target
   double grad_norm = 0, expert_grad_norm = 0, router_grad_norm = 0;
   double clip = 1;  // coefficient of the global-norm clipping
   int64_t num_targets = 0, num_tokens = 0;
@@ -64,7 +65,8 @@ struct FaultPoint {
 class TrainStep {
  public:
   // Takes the hook MoeContext::on_phase of `model`, and gives it back.
-  TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh, const RowSource& rows);
+  TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh, const RowSource& rows,
+            std::unique_ptr<Objective> objective = make_causal_lm());
   ~TrainStep() { model_.moe.on_phase = {}; }
   TrainStep(const TrainStep&) = delete;
   TrainStep& operator=(const TrainStep&) = delete;
@@ -91,7 +93,7 @@ class TrainStep {
   void apply(const StepOutcome& outcome, double lr);
   // Who computes which units follows from mesh.across(); to be called when that changes.
   void assign();
-  // Mean loss over validation rows [0, num_rows); the same bits whatever the number of slices.
+  // Mean cross-entropy over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
   // The same for an elastic job; false when `between` failed.
@@ -109,14 +111,12 @@ class TrainStep {
   static constexpr int64_t kMaxAttempts = 4;
 
  private:
-  struct MicroBatch {
-    at::Tensor ids, target, position, document;  // int64 [B, S]
-  };
-  MicroBatch to_tensors(const std::vector<Row>& rows) const;
+  MicroBatch to_tensors(std::vector<Row> rows) const;
   // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
   std::vector<Row> micro_batch_rows(uint64_t k) const;
   void backward_unit(int64_t step, int64_t unit);
-  void add_unit_sums(int64_t unit, StepSums& sums);
+  void add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums);
+  size_t objective_begin() const;  // of the objective's sums but for the loss, among the step's
 
   const Config& config_;
   TrainedModel& model_;
@@ -126,7 +126,7 @@ class TrainStep {
   int64_t first_unit_ = 0, units_here_ = 0, rounds_ = 1;  // of this slice; rounds of a unit
   std::unique_ptr<Prefetcher> batches_;            // from the first step that runs
   double scale_;  // power of two near 1 / (rows * seq_len)
-  CrossEntropySums ce_;
+  const std::unique_ptr<Objective> objective_;
   PhaseClock clock_;
   at::Tensor unit_counts_;  // int64 [units of this slice, MoE layers, experts], of this rank
   double logit_max_ = 0;

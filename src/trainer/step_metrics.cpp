@@ -98,6 +98,7 @@ StepReport report_outcome(int64_t step, double lr, const StepOutcome& o, const T
   report.aux_loss = o.aux_loss;
   report.z_loss = o.z_loss;
   auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
+  for (const auto& metric : o.objective) report.extra.push_back(metric);
   if (!o.counts.empty()) {
     add("aux_loss_weighted", o.weighted_aux_loss);
     add("z_loss_weighted", o.weighted_z_loss);

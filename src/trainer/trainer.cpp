@@ -19,6 +19,7 @@
 #include "parallel/device.h"
 #include "trainer/agreement.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/make_objective.h"
 #include "trainer/run_state.h"
 #include "trainer/step_metrics.h"
 
@@ -127,6 +128,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     num_units(config.batch, shape);  // refuse before anything is allocated
     rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
                            config.run.seed);
+    rows = attach_targets(config, model_config, std::move(rows));
     if (!chief) return;
     lock = std::make_unique<RunLock>(config.run.dir);
   });
@@ -134,7 +136,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   std::unique_ptr<TrainedModel> made;
   agree(mesh.world(), [&] { made = std::make_unique<TrainedModel>(config, model_config, mesh); });
   TrainedModel& model = *made;
-  TrainStep step(config, model, mesh, *rows);
+  TrainStep step(config, model, mesh, *rows, make_objective(config, model_config, mesh));
 
   const ConsoleStyle style = console_style();
   std::unique_ptr<Console> console;
@@ -153,6 +155,8 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   auto event = [&](const char* what, const nlohmann::ordered_json& fields) {
     if (events) events->write(std::chrono::system_clock::now(), what, fields);
   };
+  if (chief)
+    for (const std::string& warning : target_warnings(config, *rows)) say("warning: " + warning);
 
   // Where to start: the newest good checkpoint, given weights, or random ones.
   int64_t first_step = 1;

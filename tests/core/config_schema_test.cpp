@@ -97,7 +97,7 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       {"optim:\n  schedule: cosin\n", "c.yaml:2:13: ", {"did you mean 'cosine'?"}},
       {"moe:\n  aux_scope: global\n", "c.yaml:2:14: ", {"previous_step, round, sequence"}},
       // what the design has and this build has not
-      {"objective:\n  kind: distill\n", "c.yaml:2:9: ", {"not supported by this build"}},
+      {"faults:\n  kill: 2\n", "c.yaml:1:1: faults: ", {"not supported by this build"}},
       {"elastic:\n  lease: 0.01\n", "c.yaml:2:10: ", {"0.1"}},
       {"quant: {format: int4}\n", "c.yaml:1:1: quant: ", {"not supported by this build"}},
       {"parallel: {cp: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
@@ -105,6 +105,11 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
        "c.yaml:1:34: ",
        {"not supported by this build"}},
       // between keys
+      {"objective:\n  kind: distill\n", "c.yaml:2:3: ", {"without a teacher", "distill.store"}},
+      {"objective: {kind: distill}\ndistill: {variant: full, store: s}\n", "c.yaml:2:20: ", {"full"}},
+      {"objective: {kind: distill}\ndistill: {store: s, temperature: 2}\n",
+       "c.yaml:2:21: ",
+       {"distill.temperature=1"}},
       {"model: {preset: house, hf_config: c.json}\n", "c.yaml:1:24: ", {"exactly one"}},
       {"train: {steps: 10}\noptim: {warmup_steps: 11}\n", "c.yaml:2:9: ", {"train.steps"}},
       {"optim: {lr: 0.1, min_lr: 0.2}\n", "c.yaml:1:18: optim.min_lr: ", {"0.2 is above lr 0.1"}},

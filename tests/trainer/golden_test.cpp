@@ -338,6 +338,9 @@ class DealtRow : public RowSource {
       if (t % num_rows_ != static_cast<int64_t>(number) % num_rows_) out.target[t] = -1;
     return out;
   }
+  SampleId sample_of(Split, uint64_t) const override { return {}; }
+  Row read(const SampleId&) const override { return row_; }
+  std::vector<Source> sources() const override { return {}; }
   int64_t num_rows(Split) const override { return num_rows_; }
   int64_t num_tokens() const override { return num_rows_ * kTokens; }
   double bytes_per_token() const override { return 0; }

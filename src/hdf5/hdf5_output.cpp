@@ -1,4 +1,4 @@
-#include "checkpoint/hdf5_output.h"
+#include "hdf5/hdf5_output.h"
 
 #include <fcntl.h>
 #include <unistd.h>
