@@ -103,6 +103,11 @@ struct ObjectiveConfig {
   std::string kind = "causal_lm";
 };
 
+struct QuantConfig {
+  std::string format = "none";        // none | int4_channel | q4_0 | int4_g32 | int4_g128 | sfp8
+  std::string estimator = "identity";  // identity | clipped
+};
+
 struct Config {
   RunConfig run;
   TrainConfig train;
@@ -116,6 +121,7 @@ struct Config {
   CheckpointConfig checkpoint;
   MetricsConfig metrics;
   ObjectiveConfig objective;
+  QuantConfig quant;
 };
 
 }  // namespace maniple

@@ -64,12 +64,16 @@ const std::vector<ModelField>& model_fields() {
 
 const std::vector<std::string>& later_keys() {
   static const std::vector<std::string> keys = {"parallel.slice_size", "parallel.cp",
-                                                "parallel.pp"};
+                                                "parallel.pp",
+                                                "quant.learned_scales",
+                                                "quant.asymmetric",
+                                                "quant.activations",
+                                                "quant.kv_cache"};
   return keys;
 }
 
 const std::vector<std::string>& later_groups() {
-  static const std::vector<std::string> groups = {"distill", "quant", "elastic", "sdc", "faults"};
+  static const std::vector<std::string> groups = {"distill", "elastic", "sdc", "faults"};
   return groups;
 }
 

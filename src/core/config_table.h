@@ -184,6 +184,15 @@ void describe(ConfigT& c, Visitor&& visit) {
 
   visit(Key{"objective.kind", one_of({"causal_lm"}, {"distill"}), "what is minimised"},
         c.objective.kind);
+
+  visit(Key{"quant.format",
+            one_of({"none", "int4_channel", "q4_0", "int4_g32", "int4_g128", "sfp8"},
+                   {"int8_channel", "int4_asymmetric", "fp8", "nvfp4", "mxfp4"}),
+            "grid on which the weights of the projections are trained (docs/quantisation.md)"},
+        c.quant.format);
+  visit(Key{"quant.estimator", one_of({"identity", "clipped"}),
+            "gradient of a rounded weight: passed on, or 0 where the value was out of range"},
+        c.quant.estimator);
 }
 
 }  // namespace maniple

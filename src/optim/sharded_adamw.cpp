@@ -146,6 +146,13 @@ void ShardedAdamw::exchange() {
 }
 
 at::Tensor ShardedAdamw::decode(const Shard& s, int64_t at_element, int64_t n, double factor) const {
+  const at::Tensor& mask = store_.group(s.group).grad_mask;
+  const at::Tensor g = decode_unmasked(s, at_element, n, factor);
+  return mask.defined() ? g * mask.narrow(0, s.begin + at_element, n) : g;
+}
+
+at::Tensor ShardedAdamw::decode_unmasked(const Shard& s, int64_t at_element, int64_t n,
+                                         double factor) const {
   const at::Tensor& grad = store_.group(s.group).grad;
   if (!s.exact) {
     const at::Tensor g = grad.narrow(0, s.begin + at_element, n);
@@ -238,12 +245,14 @@ void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied
 }
 
 void ShardedAdamw::publish() {
+  if (quantizer_) refresh_values();  // what is on the grid already is not put there again
   for (Shard& s : shards_) {
     Communicator& comm = store_.mesh().grad_group(s.group);
     if (comm.size() == 1) continue;
     at::Tensor& value = store_.group(s.group).value;
     comm.all_gather_v(value.narrow(0, s.begin, s.size).clone(), value, s.counts);
   }
+  if (quantizer_) quantizer_->apply(store_);
 }
 
 Fingerprint ShardedAdamw::fingerprint() const {

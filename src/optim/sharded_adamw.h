@@ -4,11 +4,14 @@
 // State per rank is 1 / (ranks of the gradient group) of the parameters' own.
 #pragma once
 
+#include <optional>
+
 #include "checkpoint/checkpoint.h"
 #include "core/fingerprint.h"
 #include "kernels/adamw.h"
 #include "kernels/exact_sum.h"
 #include "parallel/parameters.h"
+#include "quant/fake_quantizer.h"
 
 namespace maniple {
 
@@ -36,7 +39,11 @@ class ShardedAdamw {
   Norms squared_norms(bool& finite) const;
   // factor: scaled gradient -> mean gradient; clip: coefficient of the global-norm clipping.
   void update(double lr, double factor, double clip, int64_t applied_steps);
-  void publish();  // collective over the gradient groups
+  // Collective over the gradient groups. Afterwards the working copies are those of the masters, on
+  // the grid where there is one.
+  void publish();
+  // From the next publish on.
+  void quantize_with(const FakeQuantizer& quantizer) { quantizer_ = quantizer; }
 
   Fingerprint fingerprint() const;  // this rank's share; shares of all ranks combine
   std::vector<TensorSlice> state_slices(bool with_moments = true);  // views: memory of the device
@@ -61,11 +68,13 @@ class ShardedAdamw {
   std::vector<Run> runs(const Shard& shard) const;
   // The gradient of owned elements [at, at + n) times factor.
   at::Tensor decode(const Shard& shard, int64_t at, int64_t n, double factor) const;
+  at::Tensor decode_unmasked(const Shard& shard, int64_t at, int64_t n, double factor) const;
 
   ParameterStore& store_;
   const OptimConfig optim_;
   const int q_;
   std::vector<Shard> shards_;
+  std::optional<FakeQuantizer> quantizer_;
 };
 
 }  // namespace maniple

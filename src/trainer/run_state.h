@@ -3,6 +3,7 @@
 #pragma once
 
 #include "checkpoint/checkpoint.h"
+#include "interop/hub_tensors.h"
 #include "trainer/step.h"
 
 namespace maniple {
@@ -17,12 +18,13 @@ at::Tensor bytes_of(const TensorSlice& slice, const at::Device& device);
 // Each fills the shards that this rank owns; ShardedAdamw::publish then makes the model whole.
 // Random weights are a function of the seed alone.
 void set_random_weights(TrainedModel& model, uint64_t seed);
-// Weights of a Hugging Face folder. Throws DataError.
-void load_hub_weights(TrainedModel& model, const std::string& folder);
+// Weights of a Hugging Face folder or GGUF file. Throws DataError.
+void load_hub_weights(TrainedModel& model, const HubTensors& weights);
 // Without moments only weights and router state are taken. Throws CheckpointError.
 void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments);
-// A folder that holds config.json is a hub folder, else a checkpoint (or run folder).
-bool is_hub_folder(const std::string& path);
+// Keeps in `run.dir`/hub what belongs to an imported model beside its weights, for exports: from the
+// folder or checkpoint (opened as `init_from`) that the weights came from, or the named config.json.
+void keep_imported_files(const Config& config, const std::string& init_from);
 
 // The model of a config: preset or config.json, with overrides.
 ModelConfig resolve_model(const ModelSection& section);

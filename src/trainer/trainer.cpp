@@ -16,6 +16,7 @@
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "core/signals.h"
+#include "interop/hub_model.h"
 #include "metrics/console.h"
 #include "metrics/jsonl_sink.h"
 #include "metrics/tensorboard_sink.h"
@@ -299,17 +300,21 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   } else if (!config.model.init_from.empty()) {
     const std::string folder = agree_on_text(mesh.world(), [&] {
       const std::string& from = config.model.init_from;
-      return is_hub_folder(from) ? from : open_checkpoint(from).folder;
+      return is_hub_model(from) ? from : open_checkpoint(from).folder;
     });
     agree(mesh.world(), [&] {
-      if (is_hub_folder(folder))
-        load_hub_weights(model, folder);
+      if (is_hub_model(folder))
+        load_hub_weights(model, *open_hub_model(folder).tensors);
       else
         load_checkpoint(model, reopen_checkpoint(folder), false);
+      if (chief) keep_imported_files(config, folder);
     });
     model.optimizer->publish();
   } else {
     set_random_weights(model, config.run.seed);
+    agree(mesh.world(), [&] {
+      if (chief) keep_imported_files(config, "");
+    });
     model.optimizer->publish();
   }
   std::unique_ptr<JsonlSink> metrics;

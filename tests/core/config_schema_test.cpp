@@ -99,7 +99,10 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       // what the design has and this build has not
       {"objective:\n  kind: distill\n", "c.yaml:2:9: ", {"not supported by this build"}},
       {"elastic:\n  lease: 2\n", "c.yaml:1:1: elastic: ", {"not supported by this build"}},
-      {"quant: {format: int4}\n", "c.yaml:1:1: quant: ", {"not supported by this build"}},
+      {"quant: {format: int4}\n", "c.yaml:1:17: quant.format: ", {"q4_0", "int4_channel"}},
+      {"quant: {format: nvfp4}\n", "c.yaml:1:17: quant.format: ", {"not supported by this build"}},
+      {"quant: {kv_cache: int8}\n", "c.yaml:1:9: quant.kv_cache: ", {"not supported by this build"}},
+      {"quant: {learned_scales: true}\n", "c.yaml:1:9: quant.learned_scales: ", {"not supported"}},
       {"parallel: {slice_size: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
       {"data: {sources: [{path: x, kind: hdf5}]}\n",
        "c.yaml:1:34: ",
