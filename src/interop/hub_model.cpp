@@ -15,6 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kQuantization = "quantization_config";
 
 bool is_weights(const std::string& name) {
   for (const char* tail : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx",
@@ -47,10 +48,11 @@ HubModel open_hub_model(const std::string& path) {
   if (!model.config.is_object())
     throw DataError(fmt::format("reading {}: it is not a JSON object", config_path));
   model.tensors = std::make_unique<SafetensorsFolder>(path);
-  if (model.config.contains("quantization_config") && !model.config["quantization_config"].is_null()) {
-    check_quantization_config(model.config["quantization_config"], config_path);
+  if (model.config.contains(kQuantization) && !model.config[kQuantization].is_null()) {
+    check_quantization_config(model.config[kQuantization], config_path);
     model.tensors = std::make_unique<CompressedFolder>(std::move(model.tensors));
   }
+  model.config.erase(kQuantization);  // what is read is not quantised any more
   return model;
 }
 
@@ -69,6 +71,15 @@ std::vector<std::string> companion_files(const std::string& folder) {
 void keep_hub_files(const std::string& from, const std::string& to) {
   ensure_directory(to + "/headers");
   std::vector<std::string> names = companion_files(from);
+  const std::string config_path = from + "/config.json";
+  if (fs::exists(config_path)) {
+    auto config = nlohmann::ordered_json::parse(read_file(config_path), nullptr, false);
+    if (config.is_object() && config.erase(kQuantization)) {  // the layout of the files is not kept
+      for (const std::string& name : names) copy_file(from + "/" + name, to + "/" + name);
+      write_file_atomic(to + "/config.json", config.dump(2) + "\n");
+      return;
+    }
+  }
   names.insert(names.end(), {"config.json", kIndex});
   for (const std::string& name : names)
     if (fs::exists(from + "/" + name)) copy_file(from + "/" + name, to + "/" + name);

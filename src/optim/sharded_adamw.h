@@ -44,6 +44,7 @@ class ShardedAdamw {
   void publish();
   // From the next publish on.
   void quantize_with(const FakeQuantizer& quantizer) { quantizer_ = quantizer; }
+  const std::optional<FakeQuantizer>& quantizer() const { return quantizer_; }
 
   Fingerprint fingerprint() const;  // this rank's share; shares of all ranks combine
   std::vector<TensorSlice> state_slices(bool with_moments = true);  // views: memory of the device

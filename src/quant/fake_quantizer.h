@@ -22,7 +22,10 @@ std::string why_not_on_grid(const Grid& grid, const std::string& parameter,
 // Both of the above.
 bool on_grid(const Grid& grid, const std::string& parameter, const std::vector<int64_t>& shape);
 
-// Throws ConfigError where tensor parallelism would divide a group (a row) among ranks.
+// Throws ConfigError where the grid takes nothing of the model, or an int4 group not its experts
+// (readers of compressed-tensors expect packed ones).
+void check_grid_on_model(const Grid& grid, const std::string& format, const ModelConfig& model);
+// The same, and where tensor parallelism would divide a group (a row) among ranks.
 void check_grid_on_mesh(const Grid& grid, const std::string& format, const ModelConfig& model,
                         const MeshShape& mesh);
 
@@ -32,7 +35,8 @@ class FakeQuantizer {
   // Replaces the values of the quantised parameters, which must be working copies of the masters;
   // with the clipped estimator sets ParameterStore::Group::grad_mask too.
   void apply(ParameterStore& store) const;
-  const Grid& grid() const { return grid_; }
+  // One line for each reason why quantisable parameters are left off the grid.
+  std::vector<std::string> left_off(const ParameterStore& store) const;
 
  private:
   Grid grid_;

@@ -82,6 +82,7 @@ ExportPlan plan_export(const ModelSource& source, const ExportRequest& request) 
     plan.grid = source.grid;
   else if (plan.quant == "q4_0" || plan.quant.starts_with("int4_"))
     plan.grid = make_grid(plan.quant, source.model_type);
+  if (plan.grid) check_grid_on_model(*plan.grid, plan.quant, source.model);
 
   std::map<std::string, std::string> left;  // reason -> the first parameter
   std::map<std::string, int64_t> left_count;

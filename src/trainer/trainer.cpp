@@ -188,7 +188,8 @@ std::vector<TableSection> startup_table(const Config& config, TrainedModel& mode
                                m.shared_expert_size ? ", shared " + std::to_string(m.shared_expert_size) : "")},
         {"hidden, heads", fmt::format("{}, {} query / {} key-value of {}", m.hidden_size, m.num_heads,
                                       m.num_kv_heads, m.head_dim)},
-        {"precision", config.train.precision}}},
+        {"precision", config.train.precision},
+        {"grid", config.quant.format == "none" ? "none" : config.quant.format + ", " + config.quant.estimator + " estimator"}}},
       {"mesh",
        {{"ranks", fmt::format("{} = {} slices x {}", s.num_ranks(), s.slices, s.slice_size)},
         {"dense", fmt::format("inner_dp {} x tp {}", s.inner_dp(), s.tp)},
@@ -273,6 +274,8 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     if (config.moe.aux_coef < 0 && !model.moe_layers.empty())
       console->message(fmt::format("moe.aux_coef is the model's own: {:.3g} on the {} over layers",
                                    model.moe.settings.aux_coef, config.moe.aux_over_layers));
+    if (const auto& quantizer = model.optimizer->quantizer())
+      for (const std::string& line : quantizer->left_off(model.store)) console->message(line);
   }
   auto say = [&](const std::string& text) {
     if (console) console->message(text);

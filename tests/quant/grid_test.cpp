@@ -173,6 +173,20 @@ TEST(OnGrid, LeavesOutWhatTheRuleLeavesOut) {
   EXPECT_TRUE(on_grid(make_grid("int4_channel", at::kFloat), layer + "mlp.experts.down_proj", {8, 64, 48}));
 }
 
+TEST(OnGrid, RefusesAModelThatItCannotTake) {
+  nlohmann::json config = preset_config("qwen3_moe");
+  config["moe_intermediate_size"] = 48;
+  const ModelConfig odd = parse_model_config(config);
+  check_grid_on_model(make_grid("q4_0", at::kFloat), "q4_0", odd);
+  check_grid_on_model(make_grid("int4_channel", at::kFloat), "int4_channel", odd);
+  EXPECT_THROW(check_grid_on_model(make_grid("int4_g32", at::kFloat), "int4_g32", odd), ConfigError);
+  config = preset_config("gemma3_text");  // hidden size 64, width 192, 4 heads of 16
+  const ModelConfig narrow = parse_model_config(config);
+  check_grid_on_model(make_grid("int4_g32", at::kFloat), "int4_g32", narrow);
+  EXPECT_THROW(check_grid_on_model(make_grid("int4_g128", at::kFloat), "int4_g128", narrow), ConfigError);
+  EXPECT_THROW(make_grid("int5", at::kFloat), ConfigError);
+}
+
 TEST(OnGrid, GroupsMustNotStraddleRanks) {
   ModelConfig model = parse_model_config(preset_config("qwen3_moe"));  // heads 4 x 16, experts of 32
   MeshShape mesh;
