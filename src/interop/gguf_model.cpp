@@ -264,6 +264,13 @@ json gguf_config(const GgufFile& file) {
   const auto vocabulary = file.tensors().find("token_embd.weight");
   if (vocabulary == file.tensors().end() || vocabulary->second.shape.size() != 2)
     in.fail("there is no matrix token_embd.weight");
+  // Before anything is made of these numbers: the file holds so many layers and experts.
+  const auto experts = file.tensors().find("blk.0.ffn_gate_exps.weight");
+  if (integer("block_count") > static_cast<int64_t>(file.tensors().size()))
+    in.fail(fmt::format("{}block_count = {} is more than its tensors", prefix, integer("block_count")));
+  if (type != "gemma3_text" &&
+      (experts == file.tensors().end() || experts->second.shape[0] != integer("expert_count")))
+    in.fail(fmt::format("blk.0.ffn_gate_exps.weight does not hold {}expert_count experts", prefix));
   json config = {{"model_type", type},
                  {"vocab_size", vocabulary->second.shape[0]},
                  {"hidden_size", integer("embedding_length")},
