@@ -13,6 +13,7 @@
 #include "interop/gguf_tokenizer.h"
 #include "interop/hf_names.h"
 #include "interop/safetensors.h"
+#include "quant/grid.h"
 
 namespace maniple {
 namespace {

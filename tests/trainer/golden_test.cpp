@@ -11,6 +11,7 @@
 
 #include "core/files.h"
 #include "interop/hf_names.h"
+#include "interop/safetensors.h"
 #include "test_device.h"
 #include "trainer/run_state.h"
 #include "trainer/step.h"
