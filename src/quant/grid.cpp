@@ -26,8 +26,6 @@ void fake_quantize_row(const Grid& grid, float* w, int64_t n, const Note& note_a
   for (int64_t i = 0; i < n; ++i) w[i] *= s;
 }
 
-float rounded_to(at::ScalarType type, float w) { return stored_as(type, w); }
-
 template <typename T>
 void fake_quantize_host(const Grid& grid, T* w, bool* inside, int64_t numel, int64_t inputs) {
   const int64_t group = grid.group_of(inputs), num_groups = numel / group;
@@ -39,7 +37,7 @@ void fake_quantize_host(const Grid& grid, T* w, bool* inside, int64_t numel, int
       T* at = w + g * group;
       for (int64_t i = 0; i < group; ++i) row[i] = static_cast<float>(at[i]);
       if (round)
-        for (float& x : row) x = rounded_to(grid.model_type, x);
+        for (float& x : row) x = stored_as(grid.model_type, x);
       if (inside)
         fake_quantize_row(grid, row.data(), group, Mask{inside + g * group});
       else

@@ -157,7 +157,6 @@ void write_compressed(const ModelSource& source, const ExportPlan& plan, const s
     if (!t.packed) {
       groups.push_back({{t.name, scalar_type(t.type), t.shape}});
       if (plan.grid && !t.on_grid && t.name.ends_with("_proj.weight")) ignored.push_back(module_of(t.name));
-      if (t.name.find(".block_sparse_moe.experts.") != std::string::npos) ignored.push_back(module_of(t.name));
       continue;
     }
     const int64_t groups_of_row = t.shape[1] / plan.grid->group_of(t.shape[1]);
@@ -200,13 +199,10 @@ uint32_t file_type(const std::vector<GgufTensor>& tensors, const std::vector<Ggu
 }
 
 void write_gguf(const ModelSource& source, ExportPlan& plan, const std::string& path, const std::string& name) {
-  std::vector<GgufPart> parts = gguf_parts(source.model);
+  const std::vector<GgufPart> parts = gguf_parts(source.model);
   std::vector<GgufTensor> tensors;
-  for (GgufPart& part : parts) {
-    const GgufType type = plan.find(part.hub.front()).type;
-    tensors.push_back({part.name, part.shape, type});
-    part.matrix = part.shape.size() > 1 && type != GgufType::kF32 ? true : part.matrix;
-  }
+  for (const GgufPart& part : parts)
+    tensors.push_back({part.name, part.shape, plan.find(part.hub.front()).type});
   GgufMetadata metadata = gguf_metadata(source.model, name);
   metadata.emplace_back("general.file_type", file_type(tensors, parts));
   metadata.emplace_back("general.quantization_version", uint32_t{2});
@@ -304,6 +300,8 @@ std::string export_model(const ExportRequest& request) {
   } else {
     write_compressed(source, plan, request.out);
   }
+  if (request.model.ends_with(".gguf"))
+    plan.notes.push_back("warning: the tokenizer of a GGUF file is not carried over");
   int64_t quantized = 0;
   for (const ExportTensor& t : plan.tensors) quantized += t.on_grid || t.type == GgufType::kQ8_0;
   std::string text = fmt::format("{}: {} with {} tensors, {} of them {}\n", request.out, request.format,

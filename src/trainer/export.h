@@ -11,7 +11,7 @@ struct ExportRequest {
   std::string quant;   // "": the checkpoint's grid; q4_0, q8_0, bf16, f16, int4_g32, int4_g128, int4_channel
   std::string out;     // gguf: a file; else a new folder
   bool requantize = false;     // another grid than the one that was trained
-  std::string fake_quant_out;  // "", or a safetensors file: every tensor as the file dequantises, F32
+  std::string fake_quant_out = "";  // "", or a safetensors file: every tensor as the file dequantises, F32
   bool verify = false;         // reload what was written and compare tensors and logits
 };
 

@@ -84,8 +84,7 @@ ExportPlan plan_export(const ModelSource& source, const ExportRequest& request) 
     plan.grid = make_grid(plan.quant, source.model_type);
   if (plan.grid) check_grid_on_model(*plan.grid, plan.quant, source.model);
 
-  std::map<std::string, std::string> left;  // reason -> the first parameter
-  std::map<std::string, int64_t> left_count;
+  std::map<std::string, std::vector<std::string>> left;  // by reason
   for (const NamedShape& parameter : model_parameters(source.model))
     for (const HubSlice& slice : hub_slices(source.model, parameter.name)) {
       ExportTensor t{slice.name, parameter.name, slice.shape};
@@ -97,8 +96,7 @@ ExportPlan plan_export(const ModelSource& source, const ExportRequest& request) 
       if (plan.grid && is_quantizable(parameter.name)) {
         const std::string why = why_not_on_grid(*plan.grid, parameter.name, parameter.shape);
         if (!why.empty()) {
-          left.emplace(why, slice.name);
-          ++left_count[why];
+          left[why].push_back(slice.name);
         } else {
           t.on_grid = true;
           t.packed = request.format == "compressed-tensors";
@@ -108,19 +106,16 @@ ExportPlan plan_export(const ModelSource& source, const ExportRequest& request) 
         if (matrix && !is_router(parameter.name) && slice.shape[1] % gguf_block(GgufType::kQ8_0) == 0) {
           t.type = GgufType::kQ8_0;
         } else if (matrix && !is_router(parameter.name)) {
-          const std::string why = fmt::format("rows of {} are no multiple of 32", slice.shape[1]);
-          left.emplace(why, slice.name);
-          ++left_count[why];
+          left[fmt::format("rows of {} are no multiple of 32", slice.shape[1])].push_back(slice.name);
         }
       } else if (!plan.grid && !plan.quant.empty() && (!gguf || (matrix && !is_router(parameter.name)))) {
         t.type = plan.quant == "bf16" ? GgufType::kBF16 : GgufType::kF16;
       }
       plan.tensors.push_back(std::move(t));
     }
-  for (const auto& [why, first] : left)
-    plan.notes.push_back(fmt::format("left unquantised: {}{}: {}", first,
-                                     left_count[why] > 1 ? fmt::format(" and {} more", left_count[why] - 1) : "",
-                                     why));
+  for (const auto& [why, names] : left)
+    plan.notes.push_back(fmt::format("left unquantised: {}{}: {}", names.front(),
+                                     names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
   return plan;
 }
 

@@ -168,7 +168,7 @@ TEST(GgufParts, RefuseWhatTheFormatCannotSay) {
       EXPECT_NE(std::string(error.what()).find(fragment), std::string::npos) << error.what();
     }
   };
-  refused("house", {}, "house");
+  refused("house", json::object(), "house");
   refused("qwen3_moe", {{"mlp_only_layers", {0}}}, "layer 0 is dense");
   refused("qwen2_moe", {{"decoder_sparse_step", 2}}, "is dense");
   refused("qwen3_moe", {{"norm_topk_prob", false}}, "norm_topk_prob is false");

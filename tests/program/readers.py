@@ -1,11 +1,12 @@
-"""Reads exports with other people's programs and compares.
+"""Reads exports with other people's programs and compares. Each line of the input is a check:
 
-readers.py gguf FILE FAKE        tensors of the file, dequantised by PyPI gguf, are those of FAKE
-readers.py packed FOLDER FAKE    the same for compressed-tensors
-readers.py logits FOLDER LOGITS  transformers computes these logits for ids.json
-readers.py llama FILE LOGITS     llama.cpp makes the same greedy choices, and tokenises bytes alike
+gguf FILE FAKE            tensors of the file, dequantised by PyPI gguf, are those of FAKE
+packed FOLDER FAKE        the same for compressed-tensors
+logits FOLDER LOGITS IDS  transformers computes these logits
+llama FILE LOGITS IDS     llama.cpp makes the same greedy choices, and tokenises bytes alike
 
-Prints one line; exits with 1 where something differs, with 77 where the program is not installed.
+Prints a line for each; exits with 1 where something differs. A check whose program is not installed
+is skipped.
 """
 import json
 import os
@@ -36,7 +37,7 @@ def gguf_tensors(path, fake_path):
         else:
             continue
         if not np.array_equal(got.reshape(want.shape).astype(np.float32), want):
-            sys.exit(f"{name} differs")
+            raise ValueError(f"{name} differs")
         compared += 1
     return f"{compared} tensors equal"
 
@@ -56,35 +57,35 @@ def packed_tensors(folder, fake_path):
         parts = {key: stored[f"{module}.{key}"] for key in ("weight_packed", "weight_scale", "weight_shape")}
         got = compressor.decompress(parts, scheme)["weight"]
         if not torch.equal(got.float(), fake[module + ".weight"]):
-            sys.exit(f"{module} differs")
+            raise ValueError(f"{module} differs")
         compared += 1
     return f"{compared} tensors equal"
 
 
-def transformers_logits(folder, logits_path):
+def transformers_logits(folder, logits_path, ids_path):
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
-    with open("ids.json") as file:
+    with open(ids_path) as file:
         ids = torch.tensor(json.load(file))
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
         worst = (model(ids).logits - load_file(logits_path)["logits"]).abs().max().item()
     if not worst < 1e-4:
-        sys.exit(f"logits differ by {worst}")
+        raise ValueError(f"logits differ by {worst}")
     return f"logits within {worst:.1e}"
 
 
-def llama_choices(path, logits_path):
+def llama_choices(path, logits_path, ids_path):
     import numpy as np
     from llama_cpp import Llama
     from safetensors.numpy import load_file
-    with open("ids.json") as file:
+    with open(ids_path) as file:
         ids = json.load(file)[0]
     model = Llama(path, n_ctx=128, logits_all=True, verbose=False, n_threads=1)
     text = bytes(ids)
     if model.tokenize(text, add_bos=False, special=False) != ids:
-        sys.exit(f"tokenises {text} as {model.tokenize(text, add_bos=False, special=False)}")
+        raise ValueError(f"tokenises {text} as {model.tokenize(text, add_bos=False, special=False)}")
     model.eval(ids)
     got, want = np.array(model.scores[:len(ids)]), load_file(logits_path)["logits"][0]
     worst = np.abs(got - want).max()
@@ -92,18 +93,24 @@ def llama_choices(path, logits_path):
     two = np.sort(want, axis=1)[:, -2:]
     clear = two[:, 1] - two[:, 0] > 2 * worst
     if (got.argmax(1) != want.argmax(1))[clear].any():
-        sys.exit("other greedy choices")
+        raise ValueError("other greedy choices")
     return f"logits within {worst:.1e}, {(got.argmax(1) == want.argmax(1)).sum()} of {len(ids)} greedy choices equal"
 
 
 def main():
-    kind = {"gguf": gguf_tensors, "packed": packed_tensors, "logits": transformers_logits,
-            "llama": llama_choices}[sys.argv[1]]
-    try:
-        print(f"{sys.argv[1]} {sys.argv[2]}: {kind(sys.argv[2], sys.argv[3])}")
-    except ImportError as missing:
-        print(f"skipped: {missing}")
-        sys.exit(77)
+    kinds = {"gguf": gguf_tensors, "packed": packed_tensors, "logits": transformers_logits, "llama": llama_choices}
+    failures = 0
+    for line in sys.stdin:
+        kind, *arguments = line.split()
+        try:
+            result = kinds[kind](*arguments)
+        except ImportError as missing:
+            result = f"skipped: {missing}"
+        except Exception as error:  # whatever a reader throws is a finding
+            failures += 1
+            result = f"FAILED: {type(error).__name__}: {str(error)[:300]}"
+        print(f"{kind} {arguments[0]}: {result}", flush=True)
+    sys.exit(failures > 0)
 
 
 main()

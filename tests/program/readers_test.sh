@@ -6,24 +6,26 @@
 cache=${MANIPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/maniple}
 [ -e "$cache/readers/.complete" ] || { echo "skipped: scripts/reader_environment has not run"; exit 77; }
 
-# check KIND EXPORT REFERENCE
-check() {
-  local path=$cache/readers
-  [ "$1" = llama ] && path=$cache/readers-llama:$path
-  PYTHONPATH=$path timeout $limit python3 "$here/readers.py" "$@" >read.out 2>read.err
-  local got=$?
-  grep -h "^$1\|^skipped" read.out
-  ((got == 0)) || { ((got == 77)) && [ "$1" = llama ]; } || fail "$*: $(tail -n 1 read.err)"
+# One process reads everything: starting it takes longer than the checks.
+check() { echo "$*" >>checks; }
+# logits_of MODEL EXPORT IDS [KIND]: EXPORT computes what MODEL does.
+logits_of() {
+  "$program" logits --model "$1" --ids "$3" --out "$2.logits" || fail "logits of $1"
+  check "${4:-logits}" "$2" "$2.logits" "$3"
+}
+# export_as NAME MODEL FORMAT arguments...: with the dequantised tensors in NAME.fake
+export_as() {
+  "$program" export --model "$2" --format "$3" --out "$1" --fake-quant-out "$1.fake" "${@:4}" >/dev/null ||
+    fail "export $*"
 }
 golden=$here/../data/golden
-python3 -c 'print([[(7 * t * t + 5 * t + 3) % 64 for t in range(32)]])' >ids.json
+python3 -c 'print([[(7 * t * t + 5 * t + 3) % 64 for t in range(32)]])' >small.json
 for family in qwen3_moe qwen2_moe mixtral gemma3_text; do
-  "$program" export --model "$golden/$family" --format hf --quant bf16 --out $family-hf >/dev/null || fail "hf"
-  "$program" logits --model $family-hf --ids ids.json --out a.safetensors && check logits $family-hf a.safetensors
-  "$program" export --model "$golden/$family" --format compressed-tensors --quant int4_channel --out $family-ct \
-    --fake-quant-out fake.safetensors >/dev/null || fail "ct"
-  check packed $family-ct fake.safetensors
-  "$program" logits --model $family-ct --ids ids.json --out a.safetensors && check logits $family-ct a.safetensors
+  export_as $family-hf "$golden/$family" hf --quant bf16
+  logits_of $family-hf $family-hf small.json
+  export_as $family-ct "$golden/$family" compressed-tensors --quant int4_channel
+  check packed $family-ct $family-ct.fake
+  logits_of $family-ct $family-ct small.json
 done
 
 # A model of bytes, trained on the grids.
@@ -38,23 +40,22 @@ checkpoint: {every: 30}
 Y
 cp model.yaml tiny.yaml
 train_well 0 base || finish
-python3 -c 'print([list(b"First Citizen: Before we proceed")])' >ids.json
+python3 -c 'print([list(b"First Citizen: Before we proceed")])' >bytes.json
+export_as base.gguf base gguf
+logits_of base base.gguf bytes.json llama
 for grid in q4_0 int4_g32 int4_channel; do
   train_well 0 $grid model.init_from=base quant.format=$grid train.steps=8 checkpoint.every=8 || finish
-  "$program" logits --model $grid --ids ids.json --out a.safetensors
-  if [ $grid = q4_0 ]; then
-    "$program" export --model $grid --format gguf --out $grid.gguf --fake-quant-out fake.safetensors >/dev/null || fail $grid
-    check gguf $grid.gguf fake.safetensors
-    check llama $grid.gguf a.safetensors
-    "$program" export --model base --format gguf --out base.gguf >/dev/null || fail base
-    "$program" logits --model base --ids ids.json --out b.safetensors
-    check llama base.gguf b.safetensors
-  else
-    "$program" export --model $grid --format compressed-tensors --out $grid-ct --fake-quant-out fake.safetensors >/dev/null || fail $grid
-    check packed $grid-ct fake.safetensors
-    check logits $grid-ct a.safetensors
-  fi
 done
-"$program" export --model q4_0 --format hf --out q4_0-hf >/dev/null || fail hf
-"$program" logits --model q4_0 --ids ids.json --out a.safetensors && check logits q4_0-hf a.safetensors
+export_as q4_0.gguf q4_0 gguf
+check gguf q4_0.gguf q4_0.gguf.fake
+logits_of q4_0 q4_0.gguf bytes.json llama
+export_as q4_0-hf q4_0 hf
+logits_of q4_0 q4_0-hf bytes.json
+for grid in int4_g32 int4_channel; do
+  export_as $grid-ct $grid compressed-tensors
+  check packed $grid-ct $grid-ct.fake
+  logits_of $grid $grid-ct bytes.json
+done
+PYTHONPATH=$cache/readers:$cache/readers-llama timeout 1000 python3 "$here/readers.py" <checks 2>read.err ||
+  fail "$(tail -n 1 read.err)"
 finish

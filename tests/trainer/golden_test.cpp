@@ -49,7 +49,7 @@ struct Subject {
       : config(make_config(golden, precision, rows)),
         mesh(MeshShape{}, make_single_communicator(), test_device()),
         trained(config, resolve_model(config.model), mesh) {
-    load_hub_weights(trained, golden.folder);
+    load_hub_weights(trained, SafetensorsFolder(golden.folder));
     trained.optimizer->begin_attempt();
   }
 
