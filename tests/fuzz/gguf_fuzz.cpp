@@ -1,4 +1,6 @@
 // GGUF files: metadata, tensors, the model that they describe. All tensors of an accepted file are read.
+#include <ATen/ops/ones.h>
+
 #include "core/files.h"
 #include "fuzz.h"
 #include "interop/gguf_blocks.h"
