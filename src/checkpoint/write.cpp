@@ -184,21 +184,36 @@ bool is_plain_name(const std::string& text) {
 
 }  // namespace
 
-void write_checkpoint(const std::string& root, int64_t step, int writer, int num_writers,
-                      const std::string& attempt, const std::vector<TensorSlice>& slices,
-                      const nlohmann::json& meta, const CheckpointConfig& retention,
-                      double timeout_s) {
+void write_checkpoint_part(const std::string& root, int64_t step, int writer, int num_writers,
+                           const std::string& attempt, const std::vector<TensorSlice>& slices) {
   MANIPLE_INVARIANT(step >= 0 && writer >= 0 && writer < num_writers && is_plain_name(attempt),
                     "step {}, writer {} of {}, attempt '{}'", step, writer, num_writers, attempt);
+  write_part({root, attempt, step, num_writers}, writer, slices);
+}
+
+void publish_checkpoint(const std::string& root, int64_t step, int num_writers,
+                        const std::string& attempt, const nlohmann::json& meta,
+                        const CheckpointConfig& retention, double timeout_s) {
   const Job job{root, attempt, step, num_writers};
-  if (writer != 0) return write_part(job, writer, slices);
   try {
-    write_part(job, writer, slices);
     complete_checkpoint(job, meta, retention, timeout_s);
   } catch (...) {
     remove_checkpoint(job.folder());  // its space may be what is missing
     throw;
   }
+}
+
+void write_checkpoint(const std::string& root, int64_t step, int writer, int num_writers,
+                      const std::string& attempt, const std::vector<TensorSlice>& slices,
+                      const nlohmann::json& meta, const CheckpointConfig& retention,
+                      double timeout_s) {
+  try {
+    write_checkpoint_part(root, step, writer, num_writers, attempt, slices);
+  } catch (const Error&) {
+    if (writer == 0) remove_checkpoint(Job{root, attempt, step, num_writers}.folder());
+    throw;
+  }
+  if (writer == 0) publish_checkpoint(root, step, num_writers, attempt, meta, retention, timeout_s);
 }
 
 }  // namespace maniple

@@ -33,6 +33,7 @@ struct ModelSection {
 
 struct ParallelConfig {
   int64_t slices = 1;
+  int64_t slice_size = 0;  // 0: ranks / slices; under launch the smallest legal
   int64_t tp = 1, ep = 1, etp = 1;
 };
 
@@ -108,6 +109,15 @@ struct QuantConfig {
   std::string estimator = "identity";  // identity | clipped
 };
 
+struct ElasticConfig {
+  double lease = 2;                 // seconds of silence after which a slice is dropped
+  std::string redundancy = "auto";  // auto | shadow | replicated | none
+  int64_t min_slices = 1;           // with fewer the job pauses
+  int64_t spares = 0;               // slices kept waiting
+  int64_t max_restarts = 5;         // failures of a slice in a row before it is banned
+  std::string mpirun = "mpirun";    // starts the ranks of a slice
+};
+
 struct Config {
   RunConfig run;
   TrainConfig train;
@@ -122,6 +132,7 @@ struct Config {
   MetricsConfig metrics;
   ObjectiveConfig objective;
   QuantConfig quant;
+  ElasticConfig elastic;
 };
 
 }  // namespace maniple

@@ -102,6 +102,9 @@ void describe(ConfigT& c, Visitor&& visit) {
 
   visit(Key{"parallel.slices", at_least(1), "complete replicas; slice size = ranks / slices"},
         c.parallel.slices);
+  visit(Key{"parallel.slice_size", at_least(0),
+            "ranks of a slice; 0: ranks / slices, under launch the smallest legal number"},
+        c.parallel.slice_size);
   visit(Key{"parallel.tp", at_least(1), "tensor-parallel ranks of the dense layers"},
         c.parallel.tp);
   visit(Key{"parallel.ep", at_least(1), "ranks over which the experts are divided"}, c.parallel.ep);
@@ -193,6 +196,23 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"quant.estimator", one_of({"identity", "clipped"}),
             "gradient of a rounded weight: passed on, or 0 where the value was out of range"},
         c.quant.estimator);
+
+  visit(Key{"elastic.lease", between(0.1, 3600),
+            "seconds of silence after which a slice is dropped; all other time-outs follow from it"},
+        c.elastic.lease);
+  visit(Key{"elastic.redundancy", one_of({"auto", "shadow", "replicated", "none"}),
+            "slices that hold each block of the optimizer state: two, all or one; auto: shadow under "
+            "launch"},
+        c.elastic.redundancy);
+  visit(Key{"elastic.min_slices", at_least(1), "with fewer slices the job pauses"},
+        c.elastic.min_slices);
+  visit(Key{"elastic.spares", at_least(0), "slices beyond parallel.slices that wait to step in"},
+        c.elastic.spares);
+  visit(Key{"elastic.max_restarts", at_least(0),
+            "failures of a slice in a row after which it is not started again"},
+        c.elastic.max_restarts);
+  visit(Key{"elastic.mpirun", non_empty(), "program that starts the ranks of a slice"},
+        c.elastic.mpirun);
 }
 
 }  // namespace maniple

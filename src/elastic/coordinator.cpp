@@ -8,7 +8,7 @@ namespace {
 constexpr Step kNoLimit = std::numeric_limits<Step>::max();
 }
 
-const char* phase_name(Phase phase) {
+const char* phase_name(CoordinatorPhase phase) {
   static constexpr const char* kNames[] = {"Forming",    "Running",   "Stopping",
                                            "Collecting", "Restoring", "Paused",
                                            "Finishing",  "Done",      "Failed"};
@@ -44,15 +44,15 @@ std::vector<CoordinatorAction> Coordinator::start(Time now) {
   grant_leases();
   if (history_.rows_to_drop) drop_rows();
   if (history_.verdict) {
-    set_phase(history_.verdict->code == 0 ? Phase::kDone : Phase::kFailed);
+    set_phase(history_.verdict->code == 0 ? CoordinatorPhase::kDone : CoordinatorPhase::kFailed);
     receive_rows(0, history_.last_rows, history_.committed);
   } else if (!history_.epoch) {
-    set_phase(Phase::kForming);
+    set_phase(CoordinatorPhase::kForming);
   } else if (history_.paused) {
     stop_at_once("the coordinator was started again while the job was paused");
   } else {
     // Whether RUN was sent is not known. Members that train will say so, others answer READY.
-    set_phase(Phase::kRestoring);
+    set_phase(CoordinatorPhase::kRestoring);
     send_members(Epoch{*history_.epoch});
   }
   advance();
@@ -134,8 +134,8 @@ void Coordinator::receive_beat(SliceId slice, const Beat& beat) {
     max_step_ = std::max(max_step_, status.committed);
     const bool trains =
         status.phase == SlicePhase::kRunning || status.phase == SlicePhase::kFinished;
-    if (phase_ == Phase::kRestoring && trains) run();
-    if (phase_ != Phase::kCollecting && phase_ != Phase::kStopping && phase_ != Phase::kPaused &&
+    if (phase_ == CoordinatorPhase::kRestoring && trains) run();
+    if (phase_ != CoordinatorPhase::kCollecting && phase_ != CoordinatorPhase::kStopping && phase_ != CoordinatorPhase::kPaused &&
         !history_.verdict && status.phase == SlicePhase::kStopped)
       stop_at_once(fmt::format("slice {} has stopped", slice));
   }
@@ -156,16 +156,16 @@ void Coordinator::nudge(SliceId slice, const SliceStatus& status) {
   if (slot.stage != Stage::kMember) return;
   const bool here = status.epoch == history_.number();
   switch (phase_) {
-    case Phase::kStopping:
-    case Phase::kCollecting:
-      if (!answers_.contains(slice)) send(slice, Stop{stop_after_});
+    case CoordinatorPhase::kStopping:
+    case CoordinatorPhase::kCollecting:
+      if (!answers_.contains(slice)) send(slice, Stop{stop_after_, history_.hold});
       break;
-    case Phase::kRestoring:
+    case CoordinatorPhase::kRestoring:
       if (!ready_.contains(slice) && !(here && status.phase == SlicePhase::kRestoring))
         send(slice, Epoch{*history_.epoch});
       break;
-    case Phase::kRunning:
-    case Phase::kFinishing:
+    case CoordinatorPhase::kRunning:
+    case CoordinatorPhase::kFinishing:
       if (here && status.phase == SlicePhase::kReady) send(slice, Run{});
       if (here && status.phase == SlicePhase::kFinished && !finished_.contains(slice))
         send(slice, Query{});
@@ -193,36 +193,36 @@ void Coordinator::receive_register(SliceId slice, const Register& registration) 
 
 void Coordinator::receive_from_member(const Envelope& envelope) {
   const SliceId slice = envelope.slice;
-  const bool active = phase_ != Phase::kPaused && !history_.verdict;
+  const bool active = phase_ != CoordinatorPhase::kPaused && !history_.verdict;
   if (const auto* state = std::get_if<State>(&envelope.message)) {
     if (!active) return;
     answers_[slice] = *state;
-    if (phase_ == Phase::kStopping) set_phase(Phase::kCollecting);
-    if (phase_ != Phase::kCollecting) stop_at_once(fmt::format("slice {} has stopped", slice));
+    if (phase_ == CoordinatorPhase::kStopping) set_phase(CoordinatorPhase::kCollecting);
+    if (phase_ != CoordinatorPhase::kCollecting) stop_at_once(fmt::format("slice {} has stopped", slice));
   } else if (const auto* ready = std::get_if<Ready>(&envelope.message)) {
-    if (phase_ != Phase::kRestoring) return;
+    if (phase_ != CoordinatorPhase::kRestoring) return;
     if (!ready->ok) return lose_member(slice, "it cannot restore: " + ready->reason);
     receive_rows(slice, ready->open_rows, history_.committed);
     ready_.insert(slice);
   } else if (const auto* link = std::get_if<BrokenLink>(&envelope.message)) {
     if (!active || link->peer == slice || history_.epoch->index_of(link->peer) < 0) return;
     broken_.insert(slice_pair(slice, link->peer));
-    if (phase_ != Phase::kCollecting || stop_after_)
+    if (phase_ != CoordinatorPhase::kCollecting || stop_after_)
       stop_at_once(fmt::format("the link between {} and {} broke", slice, link->peer));
   } else if (const auto* finished = std::get_if<Finished>(&envelope.message)) {
-    if (phase_ == Phase::kRestoring) run();
-    if (phase_ != Phase::kRunning && phase_ != Phase::kFinishing) return;
+    if (phase_ == CoordinatorPhase::kRestoring) run();
+    if (phase_ != CoordinatorPhase::kRunning && phase_ != CoordinatorPhase::kFinishing) return;
     max_step_ = config_.last_step;
     finished_[slice] = finished->open_rows;
-    set_phase(Phase::kFinishing);
+    set_phase(CoordinatorPhase::kFinishing);
   } else if (const auto* part = std::get_if<CheckpointPart>(&envelope.message)) {
     receive_part(slice, *part);
   }
 }
 
-void Coordinator::receive_rows(SliceId slice, const std::vector<Row>& rows, Step limit) {
+void Coordinator::receive_rows(SliceId slice, const std::vector<MetricRow>& rows, Step limit) {
   const RowBook::Result result = rows_.accept(rows, limit);
-  for (const Row& row : result.write) actions_.push_back(WriteRow{row});
+  for (const MetricRow& row : result.write) actions_.push_back(WriteRow{row});
   for (const Step step : result.differing)
     note("row_differs",
          fmt::format("step {}: slice {} sent another row than was written", step, slice));
@@ -263,7 +263,7 @@ Life Coordinator::life_of(SliceId slice) const {
   return at == history_.slots.end() ? 0 : at->second.life;
 }
 
-void Coordinator::set_phase(Phase phase) {
+void Coordinator::set_phase(CoordinatorPhase phase) {
   if (phase_ != phase) phase_since_ = now_;
   phase_ = phase;
 }

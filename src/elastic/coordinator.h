@@ -25,7 +25,7 @@
 
 namespace maniple {
 
-enum class Phase : uint8_t {
+enum class CoordinatorPhase : uint8_t {
   kForming,     // waits for the declared slices
   kRunning,     // the members train; nothing to do
   kStopping,    // STOP(e, after k) is out: the members train up to k
@@ -36,7 +36,7 @@ enum class Phase : uint8_t {
   kDone,
   kFailed,
 };
-const char* phase_name(Phase phase);
+const char* phase_name(CoordinatorPhase phase);
 
 class Coordinator {
  public:
@@ -50,7 +50,7 @@ class Coordinator {
   // that this process was held up: nobody loses his lease by it.
   std::vector<CoordinatorAction> on(const CoordinatorEvent& event, Time now);
 
-  Phase phase() const { return phase_; }
+  CoordinatorPhase phase() const { return phase_; }
   const History& history() const { return history_; }
   Step rows_written() const { return rows_.written(); }
   // One line per fact, for people.
@@ -105,7 +105,7 @@ class Coordinator {
   void receive_beat(SliceId slice, const Beat& beat);
   void receive_register(SliceId slice, const Register& registration);
   void receive_from_member(const Envelope& envelope);
-  void receive_rows(SliceId slice, const std::vector<Row>& rows, Step limit);
+  void receive_rows(SliceId slice, const std::vector<MetricRow>& rows, Step limit);
   void receive_part(SliceId slice, const CheckpointPart& part);
   void publish_complete_checkpoint();
   void nudge(SliceId slice, const SliceStatus& status);
@@ -147,7 +147,7 @@ class Coordinator {
   bool is_member(SliceId slice) const { return slots_.at(slice).stage == Stage::kMember; }
   Life life_of(SliceId slice) const;
   uint32_t target() const { return history_.target ? history_.target : config_.slices; }
-  void set_phase(Phase phase);
+  void set_phase(CoordinatorPhase phase);
   void append(const LogRecord& record);
   void send(SliceId slice, const Message& message);
   void send_members(const Message& message);
@@ -155,10 +155,10 @@ class Coordinator {
 
   CoordinatorConfig config_;
   History history_;
-  Phase phase_ = Phase::kForming;
+  CoordinatorPhase phase_ = CoordinatorPhase::kForming;
   std::map<SliceId, Slot> slots_;
   std::map<SliceId, State> answers_;              // STATEs of the current epoch
-  std::map<SliceId, std::vector<Row>> finished_;  // members that have said so, with open rows
+  std::map<SliceId, std::vector<MetricRow>> finished_;  // members that have said so, with open rows
   std::set<SliceId> ready_;
   std::set<SlicePair> broken_;  // links reported broken in this epoch
   RowBook rows_;
@@ -173,8 +173,8 @@ class Coordinator {
 };
 
 template <>
-struct EnumLast<Phase> {
-  static constexpr Phase value = Phase::kFailed;
+struct EnumLast<CoordinatorPhase> {
+  static constexpr CoordinatorPhase value = CoordinatorPhase::kFailed;
 };
 
 }  // namespace maniple

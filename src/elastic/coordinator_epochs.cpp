@@ -16,34 +16,34 @@ void Coordinator::advance() {
 
 bool Coordinator::advance_once() {
   switch (phase_) {
-    case Phase::kForming:
-    case Phase::kPaused:
+    case CoordinatorPhase::kForming:
+    case CoordinatorPhase::kPaused:
       if (!may_form()) return false;
-      if (phase_ == Phase::kForming) choose_build();
+      if (phase_ == CoordinatorPhase::kForming) choose_build();
       if (!may_form()) return false;  // some were refused
       decide();
       return true;
-    case Phase::kRunning: {
+    case CoordinatorPhase::kRunning: {
       const std::string change = planned_change();
       if (change.empty()) return false;
       stop_after(max_step_ + 2, change);
       return true;
     }
-    case Phase::kStopping:
-    case Phase::kCollecting:
+    case CoordinatorPhase::kStopping:
+    case CoordinatorPhase::kCollecting:
       if (!all_accounted()) return false;
       decide();
       return true;
-    case Phase::kRestoring:
+    case CoordinatorPhase::kRestoring:
       if (ready_.size() != history_.epoch->members.size()) return false;
       run();
       return true;
-    case Phase::kFinishing:
+    case CoordinatorPhase::kFinishing:
       if (finished_.size() != history_.epoch->members.size()) return false;
       end({0, config_.last_step, "all steps are done"});
       return true;
-    case Phase::kDone:
-    case Phase::kFailed:
+    case CoordinatorPhase::kDone:
+    case CoordinatorPhase::kFailed:
       return false;
   }
   return false;
@@ -72,17 +72,17 @@ std::string Coordinator::planned_change() const {
 void Coordinator::stop_after(Step step, const std::string& cause) {
   cause_ = cause;
   stop_after_ = step;
-  set_phase(Phase::kStopping);
+  set_phase(CoordinatorPhase::kStopping);
   note("stop_after",
        fmt::format("epoch {} stops after step {}: {}", history_.number(), step, cause));
-  send_members(Stop{stop_after_});
+  send_members(Stop{stop_after_, history_.hold});
 }
 
 void Coordinator::stop_at_once(const std::string& cause) {
   cause_ = cause;
   stop_after_.reset();
   ready_.clear();
-  set_phase(Phase::kCollecting);
+  set_phase(CoordinatorPhase::kCollecting);
   note("stop", fmt::format("epoch {} stops: {}", history_.number(), cause));
   for (const auto& [slice, slot] : slots_)
     if (slot.stage == Stage::kMember && !answers_.contains(slice)) send(slice, Stop{});
@@ -184,7 +184,7 @@ void Coordinator::decide() {
   const bool only_the_end_is_left = committed == config_.last_step && !stay.empty();
   const bool enough = count >= std::max(1u, config_.min_slices) || only_the_end_is_left;
   // When nobody is left, those that wait are not taken at once (may_form).
-  const bool all_lost = stay.empty() && phase_ == Phase::kCollecting;
+  const bool all_lost = stay.empty() && phase_ == CoordinatorPhase::kCollecting;
   if (history_.hold || all_lost || !enough) return pause(cause_);
   open_epoch(next_epoch(history_, config_.layout, answers_, stay, fresh, build_, cause_));
 }
@@ -193,7 +193,10 @@ void Coordinator::pause(const std::string& cause) {
   const Settlement settlement = settle(history_, answers_);
   write_settled_rows(settlement.committed);
   append(PausedRecord{settlement.committed, settlement.record, cause});
-  set_phase(Phase::kPaused);
+  // Nobody goes on from here at once, so who has the row of K gives it now.
+  for (const auto& [slice, state] : answers_)
+    receive_rows(slice, state.open_rows, settlement.committed);
+  set_phase(CoordinatorPhase::kPaused);
   note("paused", fmt::format("at step {}: {}", history_.committed, cause));
 }
 
@@ -230,7 +233,7 @@ void Coordinator::open_epoch(const EpochDecision& decision) {
     slot.stage = Stage::kMember;
     slot.watch.restart(now_);
   }
-  set_phase(Phase::kRestoring);
+  set_phase(CoordinatorPhase::kRestoring);
   phase_since_ = now_;
   note("epoch", fmt::format("{} with {} slices from step {}: {}", decision.number,
                             decision.members.size(), decision.committed, decision.cause));
@@ -239,20 +242,20 @@ void Coordinator::open_epoch(const EpochDecision& decision) {
 
 void Coordinator::run() {
   for (auto& [slice, slot] : slots_) slot.watch.restart(now_);
-  set_phase(Phase::kRunning);
+  set_phase(CoordinatorPhase::kRunning);
   note("run", fmt::format("epoch {} trains", history_.number()));
   send_members(Run{});
 }
 
 void Coordinator::end(const Verdict& verdict) {
-  std::vector<Row> last_rows;
+  std::vector<MetricRow> last_rows;
   for (const auto& [slice, rows] : finished_) {
     receive_rows(slice, rows, verdict.committed - 1);
     if (!rows.empty() && rows.back().step == verdict.committed) last_rows = {rows.back()};
   }
   append(VerdictRecord{verdict, last_rows});
   receive_rows(0, last_rows, history_.committed);
-  set_phase(verdict.code == 0 ? Phase::kDone : Phase::kFailed);
+  set_phase(verdict.code == 0 ? CoordinatorPhase::kDone : CoordinatorPhase::kFailed);
   note(verdict.code == 0 ? "done" : "failed", verdict.reason);
   for (const auto& [slice, slot] : slots_) send(slice, verdict);
 }

@@ -67,7 +67,7 @@ struct Reply {
 };
 // Append a row to metrics.jsonl.
 struct WriteRow {
-  Row row;
+  MetricRow row;
 };
 // Remove the rows after this step: a rollback.
 struct DropRows {

@@ -44,15 +44,15 @@ void Coordinator::expire_leases() {
 }
 
 void Coordinator::check_hangs() {
-  if (phase_ == Phase::kForming || phase_ == Phase::kPaused || history_.verdict) return;
+  if (phase_ == CoordinatorPhase::kForming || phase_ == CoordinatorPhase::kPaused || history_.verdict) return;
   std::vector<WaitingSlice> members;
   for (const auto& [slice, slot] : slots_) {
     if (slot.stage != Stage::kMember) continue;
     const bool done = answers_.contains(slice) || finished_.contains(slice) ||
-                      (phase_ == Phase::kRestoring && ready_.contains(slice));
+                      (phase_ == CoordinatorPhase::kRestoring && ready_.contains(slice));
     const bool stuck = slot.watch.stuck(config_.timeouts, now_);
     // To answer a STOP that asks for no further step nobody has to wait.
-    const bool may_wait = phase_ != Phase::kCollecting || stop_after_;
+    const bool may_wait = phase_ != CoordinatorPhase::kCollecting || stop_after_;
     members.push_back({slice,
                        done    ? Motion::kDone
                        : stuck ? Motion::kStuck
@@ -101,8 +101,8 @@ void Coordinator::lose_member(SliceId slice, const std::string& reason) {
   if (is_member(slice)) doom(slice, reason, false);
   finished_.erase(slice);
   ready_.erase(slice);
-  if (phase_ == Phase::kPaused || history_.verdict) return;
-  if (phase_ != Phase::kCollecting || stop_after_)
+  if (phase_ == CoordinatorPhase::kPaused || history_.verdict) return;
+  if (phase_ != CoordinatorPhase::kCollecting || stop_after_)
     stop_at_once(fmt::format("slice {} is lost: {}", slice, reason));
 }
 
@@ -126,7 +126,7 @@ void Coordinator::ban(SliceId slice, int32_t code, const std::string& reason) {
 
 // Starts a life in every slot that may have one, while members and spares are short.
 void Coordinator::launch_due() {
-  if (history_.verdict || phase_ == Phase::kFinishing) return;
+  if (history_.verdict || phase_ == CoordinatorPhase::kFinishing) return;
   const auto running = [](const auto& entry) {
     const Stage stage = entry.second.stage;
     return stage == Stage::kLaunched || stage == Stage::kWaiting || stage == Stage::kMember;
@@ -148,7 +148,7 @@ void Coordinator::launch_due() {
 }
 
 void Coordinator::fail_if_hopeless() {
-  if (phase_ != Phase::kForming && phase_ != Phase::kPaused) return;
+  if (phase_ != CoordinatorPhase::kForming && phase_ != CoordinatorPhase::kPaused) return;
   uint32_t usable = config_.num_slots();
   int32_t code = static_cast<int32_t>(ExitCode::kComm);
   for (const auto& [slice, slot] : history_.slots) {

@@ -65,13 +65,13 @@ const PastEpoch* History::find_past(EpochNumber number) const {
 }
 
 std::string encode_record(const LogRecord& record) {
-  Encoder encoder;
+  WireEncoder encoder;
   encoder(kLogVersion, record);
   return encoder.take();
 }
 
 std::optional<LogRecord> decode_record(std::string_view payload) {
-  Decoder decoder(payload);
+  WireDecoder decoder(payload);
   uint8_t version = 0;
   LogRecord record;
   decoder(version, record);

@@ -93,7 +93,7 @@ struct RowsDroppedRecord {
 
 struct VerdictRecord {
   Verdict verdict;
-  std::vector<Row> rows;  // of the last step, which only this record makes stable
+  std::vector<MetricRow> rows;  // of the last step, which only this record makes stable
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.verdict, s.rows);
@@ -127,7 +127,7 @@ struct History {
   bool hold = false;
   std::map<SliceId, SlotHistory> slots;
   std::optional<Verdict> verdict;
-  std::vector<Row> last_rows;  // that came with the verdict
+  std::vector<MetricRow> last_rows;  // that came with the verdict
 
   void apply(const LogRecord& record);
   // Number of the last epoch, 0 before the first.

@@ -58,7 +58,7 @@ void Membership::receive(const Envelope& e) {
   } else if (const auto* ack = std::get_if<RowsAck>(&e.message)) {
     // One that was sent before a rollback speaks of rows that do not count any more.
     if (e.epoch >= lineage_)
-      std::erase_if(open_rows_, [&](const Row& row) { return row.step <= ack->step; });
+      std::erase_if(open_rows_, [&](const MetricRow& row) { return row.step <= ack->step; });
   } else if (std::holds_alternative<Query>(e.message)) {
     say_again();
   } else if (const auto* dismiss = std::get_if<Dismiss>(&e.message)) {
@@ -77,20 +77,21 @@ void Membership::receive_stop(EpochNumber epoch, const Stop& stop) {
   const bool before_the_end =
       stop.after &&
       (committed_ < *stop.after || (committed_ == *stop.after && stage_ == Stage::kUpdating));
+  save_ = stop.save;
   if (trains && before_the_end)
     stop_after_ = stop.after;
   else
-    stop_now(epoch);
+    stop_now(epoch, true);
 }
 
 // From here on nothing is decided in `epoch`.
-void Membership::stop_now(EpochNumber epoch) {
+void Membership::stop_now(EpochNumber epoch, bool at_once) {
   phase_ = SlicePhase::kStopped;
   stopped_ = epoch;
   stop_after_.reset();
   votes_.clear();
   if (stage_ != Stage::kUpdating) stage_ = Stage::kIdle;
-  actions_.push_back(Halt{epoch});
+  actions_.push_back(Halt{epoch, at_once, save_ && !at_once});
   send_state();
 }
 
@@ -117,7 +118,7 @@ void Membership::receive_epoch(const EpochDecision& d) {
   broken_.clear();
   votes_.clear();
   attempt_ = 0;
-  std::erase_if(open_rows_, [&](const Row& row) { return row.step > committed_; });
+  std::erase_if(open_rows_, [&](const MetricRow& row) { return row.step > committed_; });
   stable_ = committed_;
   actions_.push_back(Stable{stable_});
   phase_ = SlicePhase::kRestoring;
@@ -164,16 +165,16 @@ void Membership::leave(ExitCode code, const std::string& reason) {
 
 SliceStatus Membership::status() const { return {phase_, reached(), committed_}; }
 
-void Membership::keep_row(const Row& row) {
+void Membership::keep_row(const MetricRow& row) {
   const auto at = std::lower_bound(open_rows_.begin(), open_rows_.end(), row.step,
-                                   [](const Row& r, Step step) { return r.step < step; });
+                                   [](const MetricRow& r, Step step) { return r.step < step; });
   if (at == open_rows_.end() || at->step != row.step) open_rows_.insert(at, row);
 }
 
 // Stable rows that nobody has acknowledged.
 void Membership::send_rows() {
   Rows rows;
-  for (const Row& row : open_rows_)
+  for (const MetricRow& row : open_rows_)
     if (row.step <= stable_) rows.rows.push_back(row);
   if (!rows.rows.empty()) send(decision_.number, rows);
 }

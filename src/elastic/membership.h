@@ -50,7 +50,7 @@ struct AttemptDone {
 };
 // ApplyUpdate is done; the step's metric row (empty bytes: nothing to write for this step).
 struct UpdateDone {
-  Row row;
+  MetricRow row;
 };
 // Restore is done, or this slice cannot do it. `row`: of step K, which every member can make from
 // the decision record and the sums that are copied with the blocks; none without a record.
@@ -58,7 +58,7 @@ struct RestoreDone {
   EpochNumber epoch = 0;
   bool ok = true;
   std::string reason;
-  std::optional<Row> row;
+  std::optional<MetricRow> row;
 };
 // All ranks of the slice have written their parts of a checkpoint taken in `epoch`.
 struct PartWritten {
@@ -88,9 +88,13 @@ struct StartAttempt {
 struct ApplyUpdate {
   DecisionRecord record;
 };
-// Give up the attempt or Restore under way, close the links. State and kept gradients stay.
+// Nothing is decided in the epoch any more. State and kept gradients stay.
 struct Halt {
   EpochNumber epoch = 0;
+  // Give up the attempt or Restore under way, end the waits on its links. Else the epoch stops at
+  // the boundary that all agreed on: its links are left alone, since others may still be reading.
+  bool at_once = true;
+  bool save = false;  // write a checkpoint of the last commit; answer PartWritten
 };
 // Bring the slice to step decision.committed: complete an update under way, or (fresh) forget all
 // state and load the checkpoint if the decision says so; copy blocks (plan_copies), gather
@@ -133,7 +137,7 @@ class Membership {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.incarnation_, s.phase_, s.stage_, s.decision_, s.stopped_, s.lineage_, s.committed_,
-      s.stable_, s.record_, s.holds_, s.attempt_, s.prepared_, s.stop_after_, s.open_rows_,
+      s.stable_, s.record_, s.holds_, s.attempt_, s.prepared_, s.stop_after_, s.save_, s.open_rows_,
       s.broken_, s.votes_);
   }
 
@@ -167,9 +171,9 @@ class Membership {
   void count_votes();
   void commit(const std::vector<Prepare>& prepares, Outcome outcome);
   void note_stable(Step step);
-  void stop_now(EpochNumber epoch);
+  void stop_now(EpochNumber epoch, bool at_once);
   void leave(ExitCode code, const std::string& reason);
-  void keep_row(const Row& row);
+  void keep_row(const MetricRow& row);
   void send_rows();
   // The PREPAREs of all members for one attempt; empty while one is missing.
   std::vector<Prepare> full_set(Step step, uint32_t attempt) const;
@@ -191,7 +195,8 @@ class Membership {
   uint32_t attempt_ = 0;
   std::optional<Prepare> prepared_;  // own, of committed_ + 1, not taken back by anything
   std::optional<Step> stop_after_;
-  std::vector<Row> open_rows_;
+  bool save_ = false;  // when it stops there
+  std::vector<MetricRow> open_rows_;
   std::vector<SliceId> broken_;       // links of this epoch
   std::map<VoteKey, Prepare> votes_;  // of this epoch
   std::vector<MembershipAction> actions_;

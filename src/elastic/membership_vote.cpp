@@ -6,7 +6,7 @@
 namespace maniple {
 
 void Membership::begin_step() {
-  if (stop_after_ && committed_ >= *stop_after_) return stop_now(decision_.number);
+  if (stop_after_ && committed_ >= *stop_after_) return stop_now(decision_.number, false);
   if (committed_ < config_.last_step) return start_attempt(0);
   phase_ = SlicePhase::kFinished;
   send(decision_.number, Finished{open_rows_});

@@ -17,13 +17,13 @@ const char* message_name(const Message& message) {
 }
 
 std::string encode_message(const Envelope& envelope) {
-  Encoder encoder;
+  WireEncoder encoder;
   encoder(kProtocolVersion, envelope);
   return make_frame(encoder.bytes());
 }
 
 std::optional<Envelope> decode_message(std::string_view payload) {
-  Decoder decoder(payload);
+  WireDecoder decoder(payload);
   uint8_t version = 0;
   Envelope envelope;
   decoder(version, envelope);

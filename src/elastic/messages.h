@@ -75,10 +75,10 @@ struct Register {
   }
 };
 
-struct Row {
+struct MetricRow {
   Step step = 0;
   std::string bytes;
-  bool operator==(const Row&) const = default;
+  bool operator==(const MetricRow&) const = default;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.step, s.bytes);
@@ -93,7 +93,7 @@ struct State {
   std::optional<DecisionRecord> record;  // of `committed`
   std::optional<Prepare> prepared;       // own PREPARE whose reduced gradients are kept
   std::vector<EpochNumber> holds;        // placements held whole at `committed`
-  std::vector<Row> open_rows;            // not acknowledged
+  std::vector<MetricRow> open_rows;            // not acknowledged
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.lineage, s.committed, s.record, s.prepared, s.holds, s.open_rows);
@@ -105,7 +105,7 @@ struct State {
 struct Ready {
   bool ok = true;
   std::string reason;
-  std::vector<Row> open_rows;
+  std::vector<MetricRow> open_rows;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.ok, s.reason, s.open_rows);
@@ -122,7 +122,7 @@ struct BrokenLink {
 
 // Rows of stable steps, oldest first.
 struct Rows {
-  std::vector<Row> rows;
+  std::vector<MetricRow> rows;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.rows);
@@ -131,7 +131,7 @@ struct Rows {
 
 // The slice has committed the last step and has done all its work.
 struct Finished {
-  std::vector<Row> open_rows;
+  std::vector<MetricRow> open_rows;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.open_rows);
@@ -163,12 +163,14 @@ struct Kill {
   static void fields(Self&, F&&) {}
 };
 
-// Stop the epoch of the header: at once, or after committing `after`. Answered by State.
+// Stop the epoch of the header: at once, or after committing `after`. Answered by State. `save`: the
+// job pauses there, so the state is to be kept in a checkpoint.
 struct Stop {
   std::optional<Step> after;
+  bool save = false;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.after);
+    f(s.after, s.save);
   }
 };
 

@@ -11,14 +11,12 @@ namespace maniple {
 std::vector<std::vector<int32_t>> holders(const BlockLayout& layout,
                                           const std::vector<Member>& members) {
   std::vector<std::vector<int32_t>> result(static_cast<size_t>(layout.num_blocks));
-  if (layout.redundancy == Redundancy::kReplicated) {
-    for (auto& of_block : result)
-      for (size_t m = 0; m < members.size(); ++m) of_block.push_back(static_cast<int32_t>(m));
-    return result;
-  }
   const std::vector<BlockPlace> places = place(layout.num_blocks, members);
   for (size_t b = 0; b < places.size(); ++b) {
     result[b].push_back(places[b].owner);
+    for (int32_t m = 0; layout.redundancy == Redundancy::kReplicated &&
+                        m < static_cast<int32_t>(members.size()); ++m)
+      if (m != places[b].owner) result[b].push_back(m);
     if (layout.redundancy == Redundancy::kShadow && places[b].shadow >= 0)
       result[b].push_back(places[b].shadow);
   }

@@ -17,7 +17,7 @@ struct BlockLayout {
 };
 
 // The members that hold each block in an epoch with these members, as indices: {owner, shadow},
-// the owner alone without redundancy, everybody when replicated.
+// the owner alone without redundancy, the owner and all others when replicated.
 std::vector<std::vector<int32_t>> holders(const BlockLayout& layout,
                                           const std::vector<Member>& members);
 

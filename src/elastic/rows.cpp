@@ -6,9 +6,9 @@
 
 namespace maniple {
 
-RowBook::Result RowBook::accept(const std::vector<Row>& rows, Step limit) {
+RowBook::Result RowBook::accept(const std::vector<MetricRow>& rows, Step limit) {
   Result result;
-  for (const Row& row : rows) {
+  for (const MetricRow& row : rows) {
     if (row.step > limit || row.step > written_ + 1) break;
     const uint64_t digest = hash_name(row.bytes);
     if (row.step == written_ + 1) {

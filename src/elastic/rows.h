@@ -14,12 +14,12 @@ class RowBook {
   explicit RowBook(Step written = 0) : written_(written) {}
 
   struct Result {
-    std::vector<Row> write;       // the next rows, in order
+    std::vector<MetricRow> write;       // the next rows, in order
     std::vector<Step> differing;  // rows that came twice with different bytes
   };
   // Rows by step, of a slice whose rows count up to step `limit`. Later ones and those behind a gap
   // are ignored: their owner sends them again.
-  Result accept(const std::vector<Row>& rows, Step limit);
+  Result accept(const std::vector<MetricRow>& rows, Step limit);
 
   // A checkpoint of `step` was loaded: the next row is that of step + 1.
   void restart_after(Step step);

@@ -10,7 +10,7 @@ namespace maniple {
 std::string make_frame(std::string_view payload) {
   MANIPLE_INVARIANT(!payload.empty() && payload.size() <= kLongestFrame, "frame of {} bytes",
                     payload.size());
-  Encoder head;
+  WireEncoder head;
   head(static_cast<uint32_t>(payload.size()),
        static_cast<uint64_t>(XXH3_64bits(payload.data(), payload.size())));
   return head.take().append(payload);
@@ -20,7 +20,7 @@ FrameView read_frame(std::string_view bytes, size_t longest) {
   if (bytes.size() < kFrameHeader) return {};
   uint32_t length = 0;
   uint64_t checksum = 0;
-  Decoder decoder(bytes.substr(0, kFrameHeader));
+  WireDecoder decoder(bytes.substr(0, kFrameHeader));
   decoder(length, checksum);
   if (length == 0 || length > longest) return {FrameState::kBad, {}, 0};
   if (bytes.size() < kFrameHeader + length) return {};

@@ -29,7 +29,7 @@ static_assert(std::endian::native == std::endian::little, "the encoding is the m
 template <class E>
 struct EnumLast;
 
-class Encoder {
+class WireEncoder {
  public:
   template <class... T>
   void operator()(const T&... values) {
@@ -82,9 +82,9 @@ class Encoder {
   std::string bytes_;
 };
 
-class Decoder {
+class WireDecoder {
  public:
-  explicit Decoder(std::string_view bytes) : rest_(bytes) {}
+  explicit WireDecoder(std::string_view bytes) : rest_(bytes) {}
 
   template <class... T>
   void operator()(T&... values) {
@@ -169,7 +169,7 @@ class Decoder {
 
 template <class T>
 std::string encode(const T& value) {
-  Encoder encoder;
+  WireEncoder encoder;
   encoder(value);
   return encoder.take();
 }
@@ -177,7 +177,7 @@ std::string encode(const T& value) {
 // Whether `bytes` are exactly one value.
 template <class T>
 bool decode(std::string_view bytes, T& value) {
-  Decoder decoder(bytes);
+  WireDecoder decoder(bytes);
   decoder(value);
   return decoder.done();
 }

@@ -10,14 +10,14 @@ enum class Kind : uint8_t { kHello = 0x48, kAnswer = 0x41, kLocal = 0x4c };
 
 template <class T>
 std::string frame_of(Kind kind, const T& value) {
-  Encoder encoder;
+  WireEncoder encoder;
   encoder(static_cast<uint8_t>(kind), kVersion, value);
   return make_frame(encoder.bytes());
 }
 
 template <class T>
 std::optional<T> value_of(Kind kind, std::string_view payload) {
-  Decoder decoder(payload);
+  WireDecoder decoder(payload);
   uint8_t seen = 0, version = 0;
   T value;
   decoder(seen, version, value);

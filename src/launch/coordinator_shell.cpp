@@ -33,6 +33,7 @@ int CoordinatorShell::run() {
   // A burst of messages must not keep the clock from being looked at.
   constexpr int kMostHandlers = 10000;
   perform(coordinator_->start(monotonic_now()));
+  if (!coordinator_->history().epoch && config_.start > 0) feed(CheckpointPublished{config_.start});
   Time next_tick = monotonic_now();
   while (!over(monotonic_now())) {
     context_.run_one_for(std::chrono::microseconds(std::max<Time>(1, next_tick - monotonic_now())));
@@ -142,22 +143,38 @@ void CoordinatorShell::perform(const CoordinatorAction& action) {
       asking_->send(encode_message({coordinator_->history().incarnation,
                                     coordinator_->history().number(), 0, 0, reply->reply}));
   } else if (const auto* write = std::get_if<WriteRow>(&action)) {
-    if (!writer_.write_row(write->row))
+    const auto& epoch = coordinator_->history().epoch;
+    const bool good = writer_.write_row(
+        write->row, {{"epoch", coordinator_->history().number()},
+                     {"slices", epoch ? epoch->members.size() : 0}});
+    if (!good)
       writer_.write_event("row_refused",
                           fmt::format("step {}: no JSON object of this step", write->row.step));
+    for (const auto& record : writer_.last_records())
+      if (config_.show_record) config_.show_record(record);
   } else if (const auto* drop = std::get_if<DropRows>(&action)) {
     writer_.drop_rows(drop->after);
   } else if (const auto* complete = std::get_if<PublishCheckpoint>(&action)) {
     publish(*complete);
   } else if (const auto* note = std::get_if<Note>(&action)) {
     writer_.write_event(note->event, note->text);
+    if (config_.show_event) config_.show_event(note->event, note->text);
   }
 }
 
 void CoordinatorShell::publish(const PublishCheckpoint& complete) {
   if (!config_.publish)
     return writer_.write_event("checkpoint_ignored", fmt::format("step {}", complete.step));
-  config_.publish(complete.step, complete.parts);
+  try {
+    config_.publish(complete.step, complete.parts);
+  } catch (const Error& error) {  // the one before stays the newest; training goes on
+    const std::string text = fmt::format("step {}: {}", complete.step, error.what());
+    writer_.write_event("checkpoint_failed", text);
+    if (config_.show_event) config_.show_event("checkpoint_failed", text);
+    return;
+  }
+  writer_.write_event("checkpoint", fmt::format("step {}", complete.step));
+  if (config_.show_event) config_.show_event("checkpoint", fmt::format("step {}", complete.step));
   // Not from inside perform: the coordinator has not ended its turn.
   asio::post(context_, [this, step = complete.step] { feed(CheckpointPublished{step}); });
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "core/errors.h"
 #include "elastic/decision_log.h"
@@ -205,7 +206,11 @@ void Launcher::hear(std::string_view payload) {
   const auto envelope = decode_message(payload);
   const auto* reply = envelope ? std::get_if<ControlReply>(&envelope->message) : nullptr;
   if (!reply || reply->request != 3 || stop_at_ == 0) return;
-  if (reply->text.starts_with("phase Paused")) end_agents();
+  // "phase Paused epoch E step K published P ...": the state is safe when P is K.
+  int64_t epoch = 0, step = 0, published = 0;
+  const bool paused = std::sscanf(reply->text.c_str(), "phase Paused epoch %ld step %ld published %ld",
+                                  &epoch, &step, &published) == 3;
+  if (paused && published == step) end_agents();
 }
 
 void Launcher::ask_to_stop() {

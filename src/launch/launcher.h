@@ -18,6 +18,7 @@
 
 #include "elastic/timeouts.h"
 #include "launch/control_client.h"
+#include "launch/control_server.h"
 #include "launch/processes.h"
 
 namespace maniple {
@@ -44,6 +45,9 @@ class Launcher {
   // Throws IoError, CommError, ConfigError.
   explicit Launcher(const LauncherConfig& config);
   ~Launcher();  // nothing that it started is left
+
+  // Where the coordinator listens, also for operators.
+  std::string address() const { return control_address_of(listener_); }
 
   // Returns the job's exit code when all has ended.
   int run();

@@ -59,8 +59,10 @@ struct RankControl::Impl {
     if (events.status) {
       const auto [status, waits_for] = events.status();
       message.status = status;
-      if (waits_for) message.progress.waits_for = waits_for;
+      message.progress.waits_for = waits_for;
     }
+    if (!message.progress.waits_for && events.waits_for)
+      message.progress.waits_for = events.waits_for();
     client->send(encode_local(message));
     timer.expires_after(std::chrono::microseconds(config.timeouts.beat()));
     timer.async_wait([this](const asio::error_code& stopped) {
@@ -150,7 +152,6 @@ void RankControl::progress(const Doing& doing) {
   beat.attempt = doing.attempt;
   beat.unit = doing.unit;
   beat.phase = doing.phase;
-  beat.progress.waits_for = doing.waits_for;
   ++beat.progress.count;
 }
 

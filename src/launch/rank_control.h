@@ -38,7 +38,6 @@ class RankControl {
   struct Doing {
     Step step = 0;
     uint32_t attempt = 0, unit = 0, phase = 0;
-    std::optional<SliceId> waits_for;
   };
 
   // Called by the control thread; must not wait for the training thread.
@@ -49,6 +48,8 @@ class RankControl {
     std::function<void()> reached;
     // Leader: its membership's status and the member that its vote waits for, for the beats.
     std::function<std::pair<SliceStatus, std::optional<SliceId>>()> status;
+    // A slice that the training thread waits for. May be empty.
+    std::function<std::optional<SliceId>()> waits_for;
     // Empty: the process ends with exit code 80.
     std::function<void(const std::string& reason)> orphaned;
   };

@@ -29,10 +29,17 @@ Step last_step_of(const std::string& path) {
   return 0;
 }
 
-bool is_row_of(Step step, const std::string& bytes) {
-  if (bytes.find('\n') != bytes.npos) return false;
-  const Json record = Json::parse(bytes, nullptr, false);
-  return record.is_object() && record.contains("step") && record["step"] == step;
+// The records of a row; none when something else is among them.
+std::vector<Json> records_of(const MetricRow& row) {
+  std::vector<Json> records;
+  for (size_t begin = 0; begin < row.bytes.size();) {
+    const size_t end = std::min(row.bytes.find('\n', begin), row.bytes.size());
+    Json record = Json::parse(row.bytes.substr(begin, end - begin), nullptr, false);
+    if (!record.is_object() || !record.contains("step") || record["step"] != row.step) return {};
+    records.push_back(std::move(record));
+    begin = end + 1;
+  }
+  return records;
 }
 
 }  // namespace
@@ -50,15 +57,28 @@ RunWriter::RunWriter(const std::string& dir) : dir_(dir), lock_(dir) {
   if (::pread(cursor_, &noted, sizeof noted, 0) != sizeof noted) noted = 0;
   // The row is written before it is noted; a crash may lie between.
   rows_written_ = std::max(noted, last_step_of(dir_ + "/metrics.jsonl"));
+  last_step_ = rows_written_;
   metrics_ = std::make_unique<JsonlFile>(dir_ + "/metrics.jsonl");
   events_ = std::make_unique<EventLog>(dir_ + "/events.jsonl");
 }
 
 RunWriter::~RunWriter() { ::close(cursor_); }
 
-bool RunWriter::write_row(const Row& row) {
-  const bool good = row.bytes.empty() || is_row_of(row.step, row.bytes);
-  if (good && !row.bytes.empty()) metrics_->write_line(row.bytes);
+bool RunWriter::write_row(const MetricRow& row, const Json& extra) {
+  records_ = records_of(row);
+  const bool good = row.bytes.empty() || !records_.empty();
+  for (Json& record : records_) {
+    if (record.contains("loss")) {
+      const auto now = std::chrono::steady_clock::now();
+      const double seconds = std::chrono::duration<double>(now - last_record_).count();
+      const auto steps = static_cast<double>(row.step - last_step_);
+      record["tokens_per_s"] = record.value("tokens", 0.0) * steps / seconds;
+      record.update(extra);
+      last_record_ = now;
+      last_step_ = row.step;
+    }
+    metrics_->write(record);
+  }
   note_rows(row.step);
   return good;
 }
@@ -68,6 +88,7 @@ void RunWriter::drop_rows(Step after) {
   drop_steps_after(dir_ + "/metrics.jsonl", after);
   metrics_ = std::make_unique<JsonlFile>(dir_ + "/metrics.jsonl");
   note_rows(after);
+  last_step_ = after;
 }
 
 void RunWriter::note_rows(Step step) {

@@ -15,9 +15,9 @@ SliceControl::SliceControl(const RankControl::Config& line, MembershipConfig mem
       std::lock_guard lock(mutex_);
       result = {machine_.status(), machine_.waits_for()};
     }
-    if (!result.second && events_.waits_for) result.second = events_.waits_for();
     return result;
   };
+  from_line.waits_for = events_.waits_for;
   from_line.orphaned = events_.orphaned;
   std::unique_lock lock(mutex_);  // until line_ is there, events wait
   line_ = std::make_unique<RankControl>(line, from_line);
@@ -32,7 +32,8 @@ void SliceControl::on(const MembershipEvent& event) {
         line_->send(up->envelope);
         continue;
       }
-      if (const auto* halt = std::get_if<Halt>(&action)) halted = halt->epoch;
+      if (const auto* halt = std::get_if<Halt>(&action); halt && halt->at_once)
+        halted = halt->epoch;
       actions_.push_back(std::move(action));
     }
   }
@@ -40,9 +41,10 @@ void SliceControl::on(const MembershipEvent& event) {
   if (halted && events_.halt) events_.halt(*halted);
 }
 
-MembershipAction SliceControl::next() {
+std::optional<MembershipAction> SliceControl::next(Time most) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !actions_.empty(); });
+  const auto there = [this] { return !actions_.empty(); };
+  if (!changed_.wait_for(lock, std::chrono::microseconds(most), there)) return std::nullopt;
   MembershipAction action = std::move(actions_.front());
   actions_.pop_front();
   return action;

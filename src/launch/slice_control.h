@@ -16,9 +16,8 @@ namespace maniple {
 
 class SliceControl {
  public:
-  // `halt`: nothing is decided in this epoch, or an earlier one, any more: close its links, so that
-  // every wait ends. Any thread; must not wait; may come more than once. `orphaned` as in
-  // RankControl.
+  // `halt`: nothing is decided in this epoch, or an earlier one, any more: end every wait on its
+  // links at once. Any thread; must not wait; may come more than once. `orphaned` as in RankControl.
   struct Events {
     std::function<void(EpochNumber)> halt;
     // A slice that the training thread waits for outside the vote, for the beats. May be empty.
@@ -30,9 +29,9 @@ class SliceControl {
 
   // Any thread, but none of the callbacks above.
   void on(const MembershipEvent& event);
-  // The training thread: the next action that is its own, in order; waits for it. ToCoordinator was
-  // carried out already; Halt was announced by `halt` and comes here as well.
-  MembershipAction next();
+  // The training thread: the next action that is its own, in order; waits for it, at most this long.
+  // ToCoordinator was carried out already; Halt was announced by `halt` and comes here as well.
+  std::optional<MembershipAction> next(Time most);
 
   SliceStatus status() const;
   RankControl& line() { return *line_; }

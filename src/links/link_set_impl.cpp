@@ -265,7 +265,12 @@ LinkOwner::Verdict LinkSet::Impl::judge(int peer, const FrameHeader& header,
     }
   }
   if (tag > progress.tag) {
-    end_all(fmt::format("slice {} has gone on to step {}, attempt {}", config.members[peer].slice,
+    // What it still owes will not come; operations that wait for others only go on.
+    const auto running = progress.running;
+    for (const auto& [sequence, waiting] : running)
+      if (waiting->received_[peer] < waiting->to_receive_[peer])
+        end(waiting, State::kFailed,
+            fmt::format("slice {} has gone on to step {}, attempt {}", config.members[peer].slice,
                         header.step, header.attempt));
     return Verdict::kHold;
   }

@@ -98,7 +98,7 @@ void JsonlFile::write_line(std::string_view record) {
   }
 }
 
-void JsonlSink::write(const StepReport& report) {
+Json to_json(const StepReport& report) {
   Json record = {{"step", report.step},           {"loss", report.loss},
                  {"grad_norm", report.grad_norm}, {"lr", report.lr},
                  {"tokens", report.tokens},       {"tokens_per_s", report.tokens_per_s},
@@ -112,8 +112,10 @@ void JsonlSink::write(const StepReport& report) {
     MANIPLE_INVARIANT(!record.contains(name), "the metric {} is reported twice", name);
     record[name] = values;
   }
-  file_.write(record);
+  return record;
 }
+
+void JsonlSink::write(const StepReport& report) { file_.write(to_json(report)); }
 
 void JsonlSink::write(const Json& record) {
   MANIPLE_INVARIANT(record.is_object() && !record.contains("loss"),

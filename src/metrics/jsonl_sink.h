@@ -16,6 +16,11 @@ namespace maniple {
 // One line of JSON without its newline. Bytes that are not UTF-8 become U+FFFD.
 std::string to_json_line(const nlohmann::ordered_json& value);
 
+// The object of a step. Keys, always these and in this order: step, loss, grad_norm, lr, tokens,
+// tokens_per_s, aux_loss, z_loss; then state_fingerprint where there is one, then the extra ones,
+// then the lists.
+nlohmann::ordered_json to_json(const StepReport& report);
+
 // Appends lines to a file. Not thread-safe. Throws IoError with the errno text when the file cannot
 // be opened or a line cannot be written completely.
 class JsonlFile {
@@ -34,8 +39,7 @@ class JsonlFile {
   int fd_ = -1;
 };
 
-// metrics.jsonl. Keys of a step, always these and in this order: step, loss, grad_norm, lr, tokens,
-// tokens_per_s, aux_loss, z_loss; then state_fingerprint where there is one, then the extra ones, then the lists.
+// metrics.jsonl.
 class JsonlSink {
  public:
   explicit JsonlSink(const std::string& path) : file_(path) {}

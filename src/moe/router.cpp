@@ -16,8 +16,9 @@ Router::Router(const ModelConfig& model, int64_t layer, const std::string& prefi
   weight_->router = true;
   const auto options = at::TensorOptions(mesh_.device());
   const auto wide = options.dtype(accumulate_type(store.precision()));
-  bias = at::zeros({model.num_experts}, options.dtype(at::kFloat));
-  previous_f = at::full({model.num_experts}, 1.0 / static_cast<double>(model.num_experts), wide);
+  bias = at::empty({model.num_experts}, options.dtype(at::kFloat));
+  previous_f = at::empty({model.num_experts}, wide);
+  reset();
   sums.counts = at::zeros({model.num_experts}, options.dtype(at::kLong));
   sums.probability = at::zeros({model.num_experts}, options.dtype(at::kDouble));
 }
@@ -74,6 +75,11 @@ at::Tensor Router::balance_f(const at::Tensor& scores_TE, const at::Tensor& expe
   counts = counts.view({-1, E}).to(scores_TE.scalar_type());
   const at::Tensor f = counts / counts.sum(1, true).clamp_min(K);
   return per_row ? f.index_select(0, row_of_T) : f;
+}
+
+void Router::reset() {
+  bias.zero_();
+  previous_f.fill_(1.0 / static_cast<double>(model_.num_experts));
 }
 
 Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int64_t num_rows,

@@ -58,6 +58,7 @@ class Router {
   // State outside the gradient: the selection bias b [E] (fp32) and f [E] of the last committed
   // step, both kept by the trainer's checkpoint.
   at::Tensor bias, previous_f;
+  void reset();  // as before the first step
   RouterSums sums;       // added to by counting forwards while `training`
   bool training = true;  // losses and sums on
   int64_t layer() const { return layer_; }

@@ -1,9 +1,15 @@
 // Gradients to new parameters, sharded: each unit's gradient is rounded once and added to integer
 // sums (phase 4 of the step), the sums are reduced to the owners of their blocks (5), measured (6),
 // applied by AdamW on the owner's fp32 (fp64) master, m and v (8), and the new values gathered (9).
-// State per rank is 1 / (ranks of the gradient group) of the parameters' own.
+//
+// The flat buffer of a gradient group is cut into blocks. The ranks of a slice that share the
+// group's sums take a section of consecutive blocks each; inside a section every block has one or
+// more holders among the slices. The first one owns the block: it reduces the sums, counts in norms,
+// fingerprints and checkpoints, and hands its parameters out. All holders apply the update and have
+// the same bits.
 #pragma once
 
+#include <map>
 #include <optional>
 
 #include "checkpoint/checkpoint.h"
@@ -15,65 +21,120 @@
 
 namespace maniple {
 
+// Per block of a position: the slices (ranks of mesh.across()) that hold it, the owner first.
+using BlockHolders = std::vector<std::vector<int32_t>>;
+
 class ShardedAdamw {
  public:
-  // `store` is allocated. num_units: R. total_parameters fixes the quantum of the sums.
+  // `store` is allocated. num_units: R. total_parameters fixes the quantum of the sums. Every block
+  // is held by one slice, evenly, until set_holders() says otherwise.
   ShardedAdamw(ParameterStore& store, const OptimConfig& optim, int64_t num_units,
                int64_t total_parameters);
 
-  // Starting point: calls fill(parameter, first, n, out) for each owned run of local elements,
+  // Blocks of a position, over all groups; the same number at every position (some may be empty).
+  int64_t num_blocks() const { return num_blocks_; }
+  static int64_t num_blocks(const ParameterStore& store, int64_t block_elements);
+  // New holders for the slices that mesh.across() has now. Blocks that this rank begins to hold
+  // have zeros; those that it held before keep their state, in case they are asked for, until
+  // drop_unheld().
+  void set_holders(const BlockHolders& holders);
+  void drop_unheld();
+  void forget();  // all state; set_holders() begins anew
+  // The state of blocks as bytes, to be copied to another holder at the same position. The size is
+  // a function of the blocks.
+  at::Tensor pack(const std::vector<int64_t>& blocks) const;
+  int64_t packed_bytes(const std::vector<int64_t>& blocks) const;
+  void unpack(const std::vector<int64_t>& blocks, const at::Tensor& bytes);
+
+  // Starting point: calls fill(parameter, first, n, out) for each held run of local elements,
   // writes masters, zeroes the moments. Publish afterwards.
   using Fill = std::function<void(const Parameter&, int64_t first, int64_t n, double* out)>;
   void initialize(const Fill& fill);
 
-  void refresh_values();  // working copies of owned blocks from the masters (after loading)
+  void refresh_values();  // working copies of held blocks from the masters (after loading)
 
-  void begin_attempt();  // clears sums and gradients
-  bool fold_unit();      // gradients of one unit -> sums; false: an addend is out of bounds
-  void exchange();       // collective over the gradient groups
+  void begin_attempt();      // clears sums and gradients
+  bool fold_unit();          // gradients of one unit -> sums; false: an addend is out of bounds
+  void reduce_in_slice();    // collective over the slice: each rank has its section's sums
+  void reduce_across();      // collective between the slices: holders have the sums of their blocks
   // This rank's share of the squared norm of the scaled gradient; each element is counted by exactly
-  // one rank of the world. `finite` is cleared when a value is not finite.
+  // one rank of the job. `finite` is cleared when a value is not finite.
   struct Norms {
     FixedPoint128 total = 0, experts = 0, routers = 0;
   };
   Norms squared_norms(bool& finite) const;
   // factor: scaled gradient -> mean gradient; clip: coefficient of the global-norm clipping.
   void update(double lr, double factor, double clip, int64_t applied_steps);
-  // Collective over the gradient groups. Afterwards the working copies are those of the masters, on
-  // the grid where there is one.
-  void publish();
+  void publish_across();  // collective between the slices: each rank has its section's parameters
+  // Collective over the slice, after publish_across: each rank has all of its parameters, on the grid
+  // where there is one.
+  void publish_in_slice();
+  void publish() {
+    publish_across();
+    publish_in_slice();
+  }
   // From the next publish on.
   void quantize_with(const FakeQuantizer& quantizer) { quantizer_ = quantizer; }
   const std::optional<FakeQuantizer>& quantizer() const { return quantizer_; }
 
-  Fingerprint fingerprint() const;  // this rank's share; shares of all ranks combine
-  std::vector<TensorSlice> state_slices(bool with_moments = true);  // views: memory of the device
+  Fingerprint fingerprint() const;  // of owned blocks; those of all ranks combine
+  Fingerprint sums_fingerprint() const;  // of this rank's section of the sums, after reduce_in_slice
+  // Views of the state, memory of the device: of owned blocks (what a checkpoint stores) or of all
+  // held ones (what it is loaded into).
+  enum class Blocks { kOwned, kHeld };
+  std::vector<TensorSlice> state_slices(Blocks blocks, bool with_moments = true);
   int64_t state_bytes() const;
   int64_t exchange_bytes() const;  // sent per step and rank, about
 
  private:
+  struct Run {  // of a parameter in a block: local elements [first, first + n), at `at` of the block
+    Parameter* parameter;
+    int64_t first, n, at;
+  };
+  struct Block {
+    int64_t begin = 0;        // in the flat buffer
+    at::Tensor master, m, v;  // [block_elements]
+    at::Tensor reduced;       // int64 [block_elements], a view; undefined where nothing is rounded
+    bool held = true, owned = false;
+    std::vector<Run> runs;
+  };
+  struct Piece {  // n elements of the flat buffer at `from` belong at `to` of the sums
+    int64_t from, to, n;
+  };
   struct Shard {
     GradGroup group = GradGroup::kSharded;
     bool exact = true;    // false: one addend by configuration, nothing is rounded
     bool counted = true;  // this rank's copy is the one that norms, fingerprints, checkpoints use
     int bound_bits = 62;
-    std::vector<int64_t> counts;  // elements per rank of the group
-    int64_t begin = 0, size = 0;  // owned, in the flat space
-    at::Tensor sum, reduced;      // int64: flat; owned
-    at::Tensor master, m, v;      // owned
+    int64_t first_number = 0;             // of its section's first block, among the position's
+    int64_t begin = 0, blocks_here = 0;   // the section: first element, blocks
+    std::vector<int64_t> section_counts;  // elements per rank of the slice's group
+
+    // Of the holders. Sums lie section by section, inside one by owner, then by second holder.
+    std::vector<Piece> pieces;
+    std::vector<int64_t> slots;             // of the section's blocks, within the section
+    bool in_order = true;                   // slots ascend: sums lie as the flat buffer does
+    std::vector<int64_t> owned_counts;      // elements per slice, within the section
+    std::vector<int64_t> give, take;        // elements to and from each slice as second holder
+    at::Tensor sum, section, owned, taken;  // int64
+    at::Tensor gathered;                    // parameters in the order of the sums
+    std::map<int64_t, Block> blocks;        // by number, held now or before
   };
-  struct Run {  // owned part of a parameter: local elements [first, first + n), at `at` of the shard
-    Parameter* parameter;
-    int64_t first, n, at;
-  };
-  std::vector<Run> runs(const Shard& shard) const;
-  // The gradient of owned elements [at, at + n) times factor.
-  at::Tensor decode(const Shard& shard, int64_t at, int64_t n, double factor) const;
-  at::Tensor decode_unmasked(const Shard& shard, int64_t at, int64_t n, double factor) const;
+  void lay_out(Shard& shard, const BlockHolders& holders);
+  void set_reduced(Shard& shard, const BlockHolders& holders);
+  std::vector<Run> runs(const Shard& shard, int64_t begin) const;
+  const Block* find_block(int64_t number) const;  // null: empty at this position
+  // The gradient of elements [at, at + n) of a block times factor.
+  at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
+                    double factor) const;
+  at::Tensor decode_unmasked(const Shard& shard, const Block& block, int64_t at, int64_t n,
+                             double factor) const;
 
   ParameterStore& store_;
   const OptimConfig optim_;
   const int q_;
+  int64_t num_blocks_ = 0;
+  bool copied_ = false, replicated_ = false;  // blocks have more than one holder; all slices
   std::vector<Shard> shards_;
   std::optional<FakeQuantizer> quantizer_;
 };

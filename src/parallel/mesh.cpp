@@ -8,7 +8,7 @@
 namespace maniple {
 
 int64_t smallest_num_ranks(const ParallelConfig& p) {
-  return p.slices * std::lcm(p.tp, p.ep * p.etp);
+  return p.slices * (p.slice_size > 0 ? p.slice_size : std::lcm(p.tp, p.ep * p.etp));
 }
 
 MeshShape make_mesh_shape(const ParallelConfig& p, int64_t num_ranks) {
@@ -20,6 +20,9 @@ MeshShape make_mesh_shape(const ParallelConfig& p, int64_t num_ranks) {
   };
   if (num_ranks % p.slices) refuse("ranks must be divisible by slices");
   MeshShape shape{p.slices, num_ranks / p.slices, p.tp, p.ep, p.etp};
+  if (p.slice_size > 0 && shape.slice_size != p.slice_size)
+    refuse(fmt::format("parallel.slice_size is {}, ranks / slices is {}", p.slice_size,
+                       shape.slice_size));
   if (shape.slice_size % p.tp) refuse(fmt::format("slice size {} must be divisible by tp", shape.slice_size));
   if (shape.slice_size % (p.ep * p.etp))
     refuse(fmt::format("slice size {} must be divisible by ep x etp", shape.slice_size));
@@ -39,19 +42,21 @@ ProcessMesh::ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> w
   MANIPLE_INVARIANT(world_->size() == shape.num_ranks(), "{} != {}", world_->size(),
                     shape.num_ranks());
   const int rank = world_->rank();
-  slice_ = rank / shape.slice_size;
+  const int64_t slice = rank / shape.slice_size;
   position_ = rank % shape.slice_size;
-  const int64_t num_experts_groups = shape.inner_edp(), per_group = shape.ep * shape.etp;
-  in_slice_ = world_->split(slice_, rank);
-  tp_ = world_->split(slice_ * shape.inner_dp() + dp_index(), rank);
-  experts_ = world_->split(slice_ * num_experts_groups + position_ / per_group, rank);
-  dense_reduce_ = world_->split(tp_index(), rank);
-  expert_reduce_ = world_->split(position_ % per_group, rank);
+  const int64_t per_group = shape.ep * shape.etp;
+  across_ = world_->split(static_cast<int>(position_), rank);
+  in_slice_ = world_->split(static_cast<int>(slice), rank);
+  const int position = static_cast<int>(position_);
+  tp_ = in_slice_->split(static_cast<int>(dp_index()), position);
+  experts_ = in_slice_->split(static_cast<int>(position_ / per_group), position);
+  dense_reduce_ = in_slice_->split(static_cast<int>(tp_index()), position);
+  expert_reduce_ = in_slice_->split(static_cast<int>(position_ % per_group), position);
 }
 
 Communicator& ProcessMesh::grad_group(GradGroup group) {
   switch (group) {
-    case GradGroup::kPartial: return *world_;
+    case GradGroup::kPartial: return *in_slice_;
     case GradGroup::kExpert: return *expert_reduce_;
     default: return *dense_reduce_;
   }

@@ -23,7 +23,8 @@ MeshShape make_mesh_shape(const ParallelConfig& parallel, int64_t num_ranks);
 // The smallest legal number of ranks.
 int64_t smallest_num_ranks(const ParallelConfig& parallel);
 
-// Where the gradient of a parameter is summed, and so which ranks share its optimizer state.
+// Where the gradient of a parameter is summed, and so which ranks share its optimizer state: ranks
+// of a slice first, then the slices.
 enum class GradGroup {
   kSharded,     // split over tp: summed over slices x inner_dp
   kReplicated,  // equal on all tp ranks, gradient too: summed over slices x inner_dp
@@ -36,6 +37,9 @@ const char* to_string(GradGroup group);
 // Owns the communicators by axis and knows the device on which this rank computes: what it hands
 // out moves tensors of that device as well as host memory. Collective over the world to construct,
 // by the thread that computes.
+//
+// The slices are the axis `across`, between equal positions. In a job of fixed slices the world
+// holds them all; in an elastic job the world is one slice, and each epoch brings its own `across`.
 class ProcessMesh {
  public:
   ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> world,
@@ -43,7 +47,8 @@ class ProcessMesh {
 
   const MeshShape& shape() const { return shape_; }
   const at::Device& device() const { return device_; }
-  int64_t slice() const { return slice_; }
+  int64_t slice() const { return across_->rank(); }
+  int64_t num_slices() const { return across_->size(); }
   int64_t position() const { return position_; }
   int64_t dp_index() const { return position_ / shape_.tp; }
   int64_t tp_index() const { return position_ % shape_.tp; }
@@ -51,17 +56,19 @@ class ProcessMesh {
   int64_t etp_index() const { return position_ % shape_.etp; }
 
   Communicator& world() { return *world_; }
+  Communicator& across() { return *across_; }
+  void set_across(std::unique_ptr<Communicator> across) { across_ = std::move(across); }
   Communicator& in_slice() { return *in_slice_; }
   Communicator& tp() { return *tp_; }
   Communicator& experts() { return *experts_; }  // the ep x etp ranks that hold one set of experts
-  Communicator& grad_group(GradGroup group);
+  Communicator& grad_group(GradGroup group);     // the ranks of this slice that share its sums
 
  private:
   MeshShape shape_;
   at::Device device_;
   std::unique_ptr<Communicator> world_;
-  int64_t slice_, position_;
-  std::unique_ptr<Communicator> in_slice_, tp_, experts_, dense_reduce_, expert_reduce_;
+  int64_t position_;
+  std::unique_ptr<Communicator> across_, in_slice_, tp_, experts_, dense_reduce_, expert_reduce_;
 };
 
 }  // namespace maniple

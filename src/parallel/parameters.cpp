@@ -52,19 +52,17 @@ Parameter& ParameterStore::add(const std::string& name, const std::vector<int64_
     p.shape[s.dim] = part;
     p.offset[s.dim] = s.part * part;
   }
+  constexpr int64_t kAlign = 64;  // every parameter starts on a cache line in every type
+  Group& g = this->group(group);
+  p.flat_begin = g.used;
+  g.used += (p.numel() + kAlign - 1) / kAlign * kAlign;
   parameters_.push_back(std::move(p));
+  g.members.push_back(&parameters_.back());
   return parameters_.back();
 }
 
 void ParameterStore::allocate(int64_t block_elements) {
   block_elements_ = block_elements;
-  constexpr int64_t kAlign = 64;  // every parameter starts on a cache line in every type
-  for (Parameter& p : parameters_) {
-    Group& g = group(p.group);
-    p.flat_begin = g.used;
-    g.used += (p.numel() + kAlign - 1) / kAlign * kAlign;
-    g.members.push_back(&p);
-  }
   const auto accumulate = accumulate_type(precision_);
   const auto options = at::TensorOptions(mesh_.device());
   for (int i = 0; i < kNumGradGroups; ++i) {

@@ -62,7 +62,7 @@ class ParameterStore {
   std::deque<Parameter>& parameters() { return parameters_; }
   const std::deque<Parameter>& parameters() const { return parameters_; }
   Parameter& find(const std::string& name);
-  ProcessMesh& mesh() { return mesh_; }
+  ProcessMesh& mesh() const { return mesh_; }
   Precision precision() const { return precision_; }
 
   struct Group {
@@ -72,6 +72,7 @@ class ParameterStore {
     std::vector<Parameter*> members;  // in flat order
   };
   Group& group(GradGroup g) { return groups_[static_cast<int>(g)]; }
+  const Group& group(GradGroup g) const { return groups_[static_cast<int>(g)]; }
   int64_t block_elements() const { return block_elements_; }
 
  private:

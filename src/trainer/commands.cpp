@@ -22,8 +22,10 @@
 #include "parallel/device.h"
 #include "trainer/agreement.h"
 #include "trainer/bench.h"
+#include "trainer/elastic_slice.h"
 #include "trainer/export.h"
 #include "trainer/inference.h"
+#include "trainer/launch_commands.h"
 #include "trainer/trainer.h"
 
 namespace maniple {
@@ -39,7 +41,7 @@ void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), s
 
 struct Options {
   std::string config, model, ids, out, dtype = "fp32", device = "cpu", prompt, resume;
-  std::vector<std::string> overrides;
+  std::vector<std::string> overrides, request;
   int64_t ranks = 0, tokens = 200, rows = 64;
   double temperature = 0.8, top_p = 0.95;
   uint64_t seed = 1;
@@ -55,8 +57,11 @@ ExitCode command_train(const Options& o) {
   const Config config = load(o);
   at::set_num_threads(static_cast<int>(config.run.threads));
   install_signals();
-  if (!started_by_mpi()) return train(config, make_single_communicator());
-  return train(config, make_mpi_world(/*deadline_s=*/600));
+  auto world = started_by_mpi() ? make_mpi_world(/*deadline_s=*/600) : make_single_communicator();
+  // Under an agent these ranks are one slice of an elastic job.
+  if (const auto line = RankControl::from_environment(static_cast<uint32_t>(world->rank())))
+    return train_slice(config, std::move(world), *line);
+  return train(config, std::move(world));
 }
 
 ExitCode command_bench(const Options& o) {
@@ -255,6 +260,15 @@ int run_program(int argc, char** argv) {
   };
   auto* train_c = add("train", "Train a model. Example: mpirun -n 4 maniple train config.yaml parallel.slices=2 optim.lr=3e-4");
   with_config(train_c);
+  auto* launch_c = add("launch", "Train elastically: one mpirun per slice, and the job goes on when slices die. Example: maniple launch config.yaml parallel.slices=4");
+  with_config(launch_c);
+  auto* coordinator_c = add("coordinator", "The coordinator of an elastic job; maniple launch starts it.");
+  coordinator_c->add_option("config", o.config, "resolved config of the run")->required();
+  auto* agent_c = add("agent", "The agent of one slice of an elastic job; maniple launch starts it.");
+  agent_c->add_option("config", o.config, "resolved config of the run")->required();
+  auto* ctl_c = add("ctl", "Ask a running elastic job: status, drain SLICE, readmit SLICE, pause, resume, scale N. Example: maniple ctl runs/elastic status");
+  ctl_c->add_option("run", o.model, "run folder")->required();
+  ctl_c->add_option("request", o.request, "status, drain SLICE, ...")->required();
   auto* plan_c = add("plan", "Print groups, parameters, memory and bytes sent; refuse an impossible mesh. Example: maniple plan config.yaml --ranks 8");
   with_config(plan_c);
   plan_c->add_option("--ranks", o.ranks, "number of ranks (default: the smallest legal)")->check(CLI::PositiveNumber);
@@ -325,6 +339,10 @@ int run_program(int argc, char** argv) {
   try {
     ExitCode code = ExitCode::kOk;
     if (*train_c) code = command_train(o);
+    else if (*launch_c) code = launch_job(load(o));
+    else if (*coordinator_c) code = coordinate_job(load(o));
+    else if (*agent_c) code = run_agent(load(o), o.config);
+    else if (*ctl_c) code = control_job(o.model, o.request);
     else if (*plan_c) code = command_plan(o);
     else if (*config_c) code = command_config(o);
     else if (*sample_c) code = command_sample(o);

@@ -2,6 +2,7 @@
 
 #include <ATen/Dispatch.h>
 
+#include <bit>
 #include <filesystem>
 
 #include "core/errors.h"
@@ -12,8 +13,9 @@
 
 namespace maniple {
 
-std::vector<TensorSlice> state_slices(TrainedModel& model, bool with_router, bool with_moments) {
-  std::vector<TensorSlice> slices = model.optimizer->state_slices(with_moments);
+std::vector<TensorSlice> state_slices(TrainedModel& model, ShardedAdamw::Blocks blocks,
+                                      bool with_router, bool with_moments) {
+  std::vector<TensorSlice> slices = model.optimizer->state_slices(blocks, with_moments);
   if (!with_router) return slices;
   for (MoeLayer* layer : model.moe_layers) {
     Router& r = layer->router();
@@ -57,8 +59,32 @@ void load_hub_weights(TrainedModel& model, const HubTensors& weights) {
   });
 }
 
+void set_initial_weights(TrainedModel& model, const Config& config) {
+  const std::string& from = config.model.init_from;
+  if (from.empty())
+    set_random_weights(model, config.run.seed);
+  else if (is_hub_model(from))
+    load_hub_weights(model, *open_hub_model(from).tensors);
+  else
+    load_checkpoint(model, open_checkpoint(from), false);
+}
+
+Fingerprint fingerprint_of_state(TrainedModel& model, bool with_router) {
+  Fingerprint f = model.optimizer->fingerprint();
+  if (!with_router) return f;
+  for (MoeLayer* layer : model.moe_layers) {
+    const uint64_t key = hash_name("router_bias") + static_cast<uint64_t>(layer->router().layer());
+    const at::Tensor bias = layer->router().bias.cpu();
+    for (int64_t e = 0; e < bias.numel(); ++e)
+      f.add_word(std::bit_cast<uint32_t>(bias.const_data_ptr<float>()[e]),
+                 static_cast<uint64_t>(e), key);
+  }
+  return f;
+}
+
 void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments) {
-  std::vector<TensorSlice> slices = state_slices(model, true, with_moments);
+  std::vector<TensorSlice> slices =
+      state_slices(model, ShardedAdamw::Blocks::kHeld, true, with_moments);
   const at::Device& device = model.store.mesh().device();
   if (device.is_cpu()) {
     load_slices(checkpoint, slices);

@@ -39,6 +39,25 @@ FixedPoint128 from_limbs(const int64_t* limbs) {
   return x;
 }
 
+// The end of the sums: an attempt failed, a value was not finite, three squared norms.
+constexpr size_t kFlagNumbers = 14;
+class Flags {
+ public:
+  explicit Flags(const StepSums& sums)
+      : at_(const_cast<int64_t*>(sums.data()) + sums.size() - kFlagNumbers) {}
+  int64_t& failed() const { return at_[0]; }
+  int64_t& nonfinite() const { return at_[1]; }
+  FixedPoint128 norm(int i) const { return from_limbs(at_ + 2 + 4 * i); }
+  void set_norms(const ShardedAdamw::Norms& norms) const {
+    std::vector<int64_t> limbs;
+    for (const FixedPoint128 x : {norms.total, norms.experts, norms.routers}) append_limbs(limbs, x);
+    std::copy(limbs.begin(), limbs.end(), at_ + 2);
+  }
+
+ private:
+  int64_t* at_;
+};
+
 // The config's coefficient, else the model's own. Hugging Face concatenates the layers and leaves
 // out 1/k, so its coefficient acts k times as strongly on the mean over layers.
 double aux_coefficient(const MoeConfig& moe, const ModelConfig& model, int64_t moe_layers) {
@@ -74,7 +93,8 @@ int64_t num_units(const BatchConfig& batch, const MeshShape& mesh) {
       batch.rows, mesh.slices, mesh.inner_dp(), batch.micro_batch_rows, mesh.slices * round_rows));
 }
 
-TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config, ProcessMesh& mesh)
+TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config, ProcessMesh& mesh,
+                           bool allocate)
     : model(model_config), store(mesh, parse_precision(config.train.precision)) {
   int64_t moe_count = 0;
   for (const LayerConfig& layer : model.layers) moe_count += layer.moe;
@@ -95,6 +115,7 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
         return made;
       },
       config.train.recompute);
+  if (!allocate) return;
   store.allocate(config.optim.block_elements);
   optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
                                              num_units(config.batch, mesh.shape()),
@@ -108,29 +129,40 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
 
 TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh,
                      const RowSource& rows)
-    : config_(config), model_(model), mesh_(mesh), rows_(rows) {
+    : config_(config),
+      model_(model),
+      mesh_(mesh),
+      rows_(rows),
+      num_units_(maniple::num_units(config.batch, mesh.shape())) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
-  const int64_t R = num_units(config.batch, mesh.shape()), slices = mesh.shape().slices;
-  units_per_slice_ = R / slices;
-  first_unit_ = mesh.slice() * units_per_slice_;
-  unit_counts_ = at::zeros({units_per_slice_, static_cast<int64_t>(model.moe_layers.size()),
-                            model.model.num_experts},
-                           at::TensorOptions(at::kLong));
   // Only forwards are divided into phases; in backward a recomputed layer announces its own too.
   model.moe.on_phase = [this](MoePhase phase) {
     if (clock_.phase() == Phase::kBackward || clock_.phase() == Phase::kOther) return;
     constexpr Phase phases[] = {Phase::kForward, Phase::kDispatch, Phase::kExperts, Phase::kCombine};
     clock_.enter(phases[static_cast<int>(phase)]);
   };
-  rounds_ = config.batch.rows / (R * mesh.shape().inner_dp() * config.batch.micro_batch_rows);
+  rounds_ = config.batch.rows /
+            (num_units_ * mesh.shape().inner_dp() * config.batch.micro_batch_rows);
+  assign();
+}
+
+// 1 assign: contiguous ranges of units, by slice.
+void TrainStep::assign() {
+  const int64_t slices = mesh_.num_slices(), slice = mesh_.slice();
+  first_unit_ = slice * num_units_ / slices;
+  units_here_ = (slice + 1) * num_units_ / slices - first_unit_;
+  unit_counts_ = at::zeros({units_here_, static_cast<int64_t>(model_.moe_layers.size()),
+                            model_.model.num_experts},
+                           at::TensorOptions(at::kLong));
+  batches_.reset();
 }
 
 std::vector<Row> TrainStep::micro_batch_rows(uint64_t k) const {
   const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
   const auto number = static_cast<int64_t>(k);
-  const int64_t round = number % rounds_, unit = number / rounds_ % units_per_slice_;
-  const int64_t step = number / rounds_ / units_per_slice_;  // from 0
+  const int64_t round = number % rounds_, unit = number / rounds_ % units_here_;
+  const int64_t step = number / rounds_ / units_here_;  // from 0
   const int64_t unit_rows = rounds_ * dp * micro;
   const int64_t first = step * config_.batch.rows + (first_unit_ + unit) * unit_rows +
                         (round * dp + mesh_.dp_index()) * micro;
@@ -160,7 +192,7 @@ TrainStep::MicroBatch TrainStep::to_tensors(const std::vector<Row>& rows) const 
 
 void TrainStep::backward_unit(int64_t step, int64_t unit) {
   for (int64_t round = 0; round < rounds_; ++round) {
-    const int64_t k = ((step - 1) * units_per_slice_ + unit - first_unit_) * rounds_ + round;
+    const int64_t k = ((step - 1) * units_here_ + unit - first_unit_) * rounds_ + round;
     if (!batches_)
       batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
                                               static_cast<uint64_t>(k), 4);
@@ -180,7 +212,7 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
 }
 
 // Losses are rounded once per unit, counts are integers. Layout: targets, loss, then the MoE layers.
-void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
+void TrainStep::add_unit_sums(int64_t unit, StepSums& sums) {
   size_t i = 0;
   auto add = [&](int64_t x) { sums[i++] += x; };
   const bool speaks = mesh_.tp_index() == 0;  // all tp ranks hold the same cross-entropy
@@ -204,111 +236,144 @@ void TrainStep::add_unit_sums(int64_t unit, std::vector<int64_t>& sums) {
   ce_ = {};
 }
 
-StepOutcome TrainStep::run(int64_t step, double lr) {
+StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on) {
   ShardedAdamw& optimizer = *model_.optimizer;
+  const int64_t layers = static_cast<int64_t>(model_.moe_layers.size());
+  bool failed = false, finite = true;
+  auto inject = [&](int64_t unit, FaultPoint::Phase phase) {
+    if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
+  };
+
+  // 2 to 4: data, forward, loss, backward, fold, unit by unit.
+  optimizer.begin_attempt();
+  ce_ = {};
+  StepSums sums(2 + layers * layer_width(model_.model.num_experts), 0);
+  for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
+  logit_max_ = -std::numeric_limits<double>::infinity();
+  clock_.take();
+  for (int64_t unit = first_unit_; unit < first_unit_ + units_here_; ++unit) {
+    if (keep_on && !keep_on()) {
+      failed = true;
+      break;
+    }
+    backward_unit(step, unit);
+    inject(unit, FaultPoint::kBackward);
+    if (!std::isfinite(ce_.loss)) {
+      finite = false;
+      ce_.loss = 0;
+    }
+    for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
+    add_unit_sums(unit, sums);
+    clock_.enter(Phase::kFold);
+    finite &= optimizer.fold_unit();
+    clock_.enter(Phase::kOther);
+  }
+  if (model_.moe.poisoned) failed = true;
+  model_.moe.poisoned = false;
+
+  clock_.enter(Phase::kExchange);
+  optimizer.reduce_in_slice();
+  inject(-1, FaultPoint::kExchange);
+  sums.resize(sums.size() + kFlagNumbers);
+  Flags(sums).failed() = failed;
+  Flags(sums).nonfinite() = !finite;
+  return sums;
+}
+
+bool TrainStep::exchange(StepSums& sums, const Between& between) {
+  ShardedAdamw& optimizer = *model_.optimizer;
+  // 5 exchange: integer sums to the holders.
+  clock_.enter(Phase::kExchange);
+  if (!between([&] { optimizer.reduce_across(); })) return false;
+
+  // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
+  clock_.enter(Phase::kVote);
+  bool finite = true;
+  const ShardedAdamw::Norms norms = optimizer.squared_norms(finite);
+  if (!finite) Flags(sums).nonfinite() = 1;
+  Flags(sums).set_norms(norms);
+  at::Tensor all = at::from_blob(sums.data(), {static_cast<int64_t>(sums.size())},
+                                 at::TensorOptions(at::kLong));
+  mesh_.in_slice().all_reduce(all);
+  return between([&] { mesh_.across().all_reduce(all); });
+}
+
+size_t TrainStep::num_sums() const {
+  const auto layers = static_cast<int64_t>(model_.moe_layers.size());
+  return static_cast<size_t>(2 + layers * layer_width(model_.model.num_experts)) + kFlagNumbers;
+}
+
+bool TrainStep::failed(const StepSums& sums) { return Flags(sums).failed() > 0; }
+
+// Something to learn from, and nothing that must not be learnt.
+bool TrainStep::finite(const StepSums& sums) { return Flags(sums).nonfinite() == 0 && sums[0] > 0; }
+
+StepOutcome TrainStep::settle(const StepSums& sums) const {
   const int64_t E = model_.model.num_experts, layers = static_cast<int64_t>(model_.moe_layers.size());
+  const Flags votes(sums);
+  StepOutcome out;
+  out.skipped = !finite(sums);
+  out.num_targets = sums[0];
+  out.num_tokens = config_.batch.rows * config_.batch.seq_len;
+  const double factor = 1 / (scale_ * static_cast<double>(out.num_targets));
+  out.loss = static_cast<double>(sums[1]) * kLossQuantum * factor;
+  out.grad_norm = std::sqrt(from_fixed(votes.norm(0))) * factor;
+  out.expert_grad_norm = std::sqrt(from_fixed(votes.norm(1))) * factor;
+  out.router_grad_norm = std::sqrt(from_fixed(votes.norm(2))) * factor;
+  for (int64_t l = 0; l < layers; ++l) {
+    const int64_t* s = sums.data() + 2 + l * layer_width(E);
+    const int64_t *tokens = s + kRouterNumbers, *counts = tokens + 1, *probability = counts + E;
+    const double per_token = kLossQuantum / (scale_ * static_cast<double>(*tokens * layers));
+    out.aux_loss += static_cast<double>(s[0]) * per_token;
+    out.z_loss += static_cast<double>(s[1]) * per_token;
+    out.router_entropy += static_cast<double>(s[2]) * per_token;
+    out.router_top1 += static_cast<double>(s[3]) * per_token;
+    out.router_score += static_cast<double>(s[4]) * per_token;
+    out.router_entropy_of_mean += entropy_of(probability, E) / static_cast<double>(layers);
+    out.aux_losses.push_back(static_cast<double>(s[0] * layers) * per_token);
+    out.z_losses.push_back(static_cast<double>(s[1] * layers) * per_token);
+    const RouterSettings& r = model_.moe.settings;
+    const double weight = kLossQuantum * factor * r.layer_weight;
+    out.weighted_aux_loss += r.aux_coef * static_cast<double>(s[0]) * weight;
+    out.weighted_z_loss += r.z_coef * static_cast<double>(s[1]) * weight;
+    out.counts.emplace_back(counts, counts + E);
+  }
+  if (out.skipped) {
+    out.loss = out.grad_norm = std::nan("");
+    return out;
+  }
+  out.clip = config_.optim.clip > 0 ? std::min(1.0, config_.optim.clip / (out.grad_norm + 1e-6)) : 1.0;
+  return out;
+}
+
+// 8 update, router bias and the balance statistics of the next step.
+void TrainStep::apply(const StepOutcome& out, double lr) {
+  if (out.skipped) return;
+  clock_.enter(Phase::kUpdate);
+  const double factor = 1 / (scale_ * static_cast<double>(out.num_targets));
+  model_.optimizer->update(lr, factor, out.clip, ++applied_steps);
+  for (size_t l = 0; l < model_.moe_layers.size(); ++l) {
+    Router& router = model_.moe_layers[l]->router();
+    const at::Tensor counts = at::tensor(out.counts[l], at::TensorOptions(at::kLong)).to(at::kDouble);
+    router.previous_f.copy_(counts / counts.sum().clamp_min(1));
+    if (model_.model.router_bias && config_.moe.bias_rate > 0)
+      router.bias.add_((counts.mean() - counts).sign().to(router.bias.options()), config_.moe.bias_rate);
+  }
+}
+
+StepOutcome TrainStep::run(int64_t step, double lr) {
   for (int64_t attempt = 0; attempt < kMaxAttempts; ++attempt) {
-    StepOutcome out;
+    StepSums sums = compute(step, attempt);
+    exchange(sums, [](const std::function<void()>& communicate) {
+      communicate();
+      return true;
+    });
+    if (failed(sums)) continue;  // somebody's attempt failed: all redo it
+    StepOutcome out = settle(sums);
     out.attempts = attempt + 1;
-    bool failed = false, finite = true;
-    auto inject = [&](int64_t unit, FaultPoint::Phase phase) {
-      if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
-    };
-
-    // 1 assign: contiguous ranges of units, fixed for a job of fixed slices.
-    const int64_t begin = first_unit_, end = first_unit_ + units_per_slice_;
-
-    // 2 to 4: data, forward, loss, backward, fold, unit by unit.
-    optimizer.begin_attempt();
-    ce_ = {};
-    std::vector<int64_t> sums(2 + layers * layer_width(E), 0);
-    for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
-    logit_max_ = -std::numeric_limits<double>::infinity();
-    clock_.take();
-    for (int64_t unit = begin; unit < end; ++unit) {
-      backward_unit(step, unit);
-      inject(unit, FaultPoint::kBackward);
-      if (!std::isfinite(ce_.loss)) {
-        finite = false;
-        ce_.loss = 0;
-      }
-      for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
-      add_unit_sums(unit, sums);
-      clock_.enter(Phase::kFold);
-      finite &= optimizer.fold_unit();
-      clock_.enter(Phase::kOther);
-    }
-    if (model_.moe.poisoned) failed = true;
-    model_.moe.poisoned = false;
-
-    // 5 exchange: integer sums to the owners.
-    clock_.enter(Phase::kExchange);
-    optimizer.exchange();
-    inject(-1, FaultPoint::kExchange);
-
-    // 6 guard and 7 vote: flags, sums and norms of all ranks in one integer reduction.
-    clock_.enter(Phase::kVote);
-    const ShardedAdamw::Norms norms = optimizer.squared_norms(finite);
-    sums.push_back(failed);
-    sums.push_back(!finite);
-    append_limbs(sums, norms.total);
-    append_limbs(sums, norms.experts);
-    append_limbs(sums, norms.routers);
-    at::Tensor all = at::from_blob(sums.data(), {static_cast<int64_t>(sums.size())},
-                                   at::TensorOptions(at::kLong));
-    mesh_.world().all_reduce(all);
-    const int64_t* votes = sums.data() + sums.size() - 14;
-    if (votes[0] > 0) continue;  // somebody's attempt failed: all redo it
-    out.skipped = votes[1] > 0 || sums[0] == 0;  // non-finite, or nothing to learn from
-
-    out.num_targets = sums[0];
-    out.num_tokens = config_.batch.rows * config_.batch.seq_len;
-    const double factor = 1 / (scale_ * static_cast<double>(out.num_targets));
-    out.loss = static_cast<double>(sums[1]) * kLossQuantum * factor;
-    out.grad_norm = std::sqrt(from_fixed(from_limbs(votes + 2))) * factor;
-    out.expert_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 6))) * factor;
-    out.router_grad_norm = std::sqrt(from_fixed(from_limbs(votes + 10))) * factor;
-    for (int64_t l = 0; l < layers; ++l) {
-      const int64_t* s = sums.data() + 2 + l * layer_width(E);
-      const int64_t *tokens = s + kRouterNumbers, *counts = tokens + 1, *probability = counts + E;
-      const double per_token = kLossQuantum / (scale_ * static_cast<double>(*tokens * layers));
-      out.aux_loss += static_cast<double>(s[0]) * per_token;
-      out.z_loss += static_cast<double>(s[1]) * per_token;
-      out.router_entropy += static_cast<double>(s[2]) * per_token;
-      out.router_top1 += static_cast<double>(s[3]) * per_token;
-      out.router_score += static_cast<double>(s[4]) * per_token;
-      out.router_entropy_of_mean += entropy_of(probability, E) / static_cast<double>(layers);
-      out.aux_losses.push_back(static_cast<double>(s[0] * layers) * per_token);
-      out.z_losses.push_back(static_cast<double>(s[1] * layers) * per_token);
-      const RouterSettings& r = model_.moe.settings;
-      const double weight = kLossQuantum * factor * r.layer_weight;
-      out.weighted_aux_loss += r.aux_coef * static_cast<double>(s[0]) * weight;
-      out.weighted_z_loss += r.z_coef * static_cast<double>(s[1]) * weight;
-      out.counts.emplace_back(counts, counts + E);
-    }
-    if (out.skipped) {
-      out.loss = out.grad_norm = std::nan("");
-      out.seconds = clock_.take();
-      return out;
-    }
-
-    // 8 update, router bias and the balance statistics of the next step.
-    const double clip =
-        config_.optim.clip > 0 ? std::min(1.0, config_.optim.clip / (out.grad_norm + 1e-6)) : 1.0;
-    out.clipped = clip < 1;
-    clock_.enter(Phase::kUpdate);
-    optimizer.update(lr, factor, clip, ++applied_steps);
-    for (int64_t l = 0; l < layers; ++l) {
-      Router& router = model_.moe_layers[l]->router();
-      const at::Tensor counts = at::tensor(out.counts[l], at::TensorOptions(at::kLong)).to(at::kDouble);
-      router.previous_f.copy_(counts / counts.sum().clamp_min(1));
-      if (model_.model.router_bias && config_.moe.bias_rate > 0)
-        router.bias.add_((counts.mean() - counts).sign().to(router.bias.options()), config_.moe.bias_rate);
-    }
+    apply(out, lr);
     clock_.enter(Phase::kPublish);
-
-    // 9 publish.
-    optimizer.publish();
+    if (!out.skipped) model_.optimizer->publish();
     out.seconds = clock_.take();
     return out;
   }
@@ -324,9 +389,18 @@ TrainStep::RankNumbers TrainStep::rank_numbers() {
 }
 
 double TrainStep::evaluate(int64_t num_rows) {
+  double loss = 0;
+  evaluate(num_rows, loss, [](const std::function<void()>& communicate) {
+    communicate();
+    return true;
+  });
+  return loss;
+}
+
+bool TrainStep::evaluate(int64_t num_rows, double& mean, const Between& between) {
   at::NoGradGuard no_grad;
   for (MoeLayer* layer : model_.moe_layers) layer->router().training = false;
-  const int64_t ranks = mesh_.shape().slices * mesh_.shape().inner_dp();
+  const int64_t ranks = mesh_.num_slices() * mesh_.shape().inner_dp();
   const int64_t mine = mesh_.slice() * mesh_.shape().inner_dp() + mesh_.dp_index();
   int64_t loss = 0, targets = 0;
   // Every rank takes part in as many forwards as any: rows beyond the end count nothing.
@@ -344,9 +418,12 @@ double TrainStep::evaluate(int64_t num_rows) {
   }
   for (MoeLayer* layer : model_.moe_layers) layer->router().training = true;
   at::Tensor all = at::tensor(std::vector<int64_t>{loss, targets}, at::TensorOptions(at::kLong));
-  mesh_.world().all_reduce(all);
+  mesh_.in_slice().all_reduce(all);
+  if (!between([&] { mesh_.across().all_reduce(all); })) return false;
   const int64_t* s = all.data_ptr<int64_t>();
-  return static_cast<double>(s[0]) * kLossQuantum / scale_ / static_cast<double>(std::max<int64_t>(1, s[1]));
+  mean = static_cast<double>(s[0]) * kLossQuantum / scale_ /
+         static_cast<double>(std::max<int64_t>(1, s[1]));
+  return true;
 }
 
 }  // namespace maniple

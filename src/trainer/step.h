@@ -1,5 +1,8 @@
 // One training step, phases 1 to 9 (docs/architecture.md). Repeatable: an attempt that fails on any
 // rank is voted down and redone by all with the same data and randomness, hence the same bits.
+//
+// run() does all of it in a job of fixed slices. In an elastic job the vote is the membership's
+// (elastic/membership.h), which calls for the parts: compute, exchange, then settle and apply.
 #pragma once
 
 #include <functional>
@@ -18,7 +21,9 @@ namespace maniple {
 
 // The model of one rank with everything that trains it.
 struct TrainedModel {
-  TrainedModel(const Config& config, const ModelConfig& model, ProcessMesh& mesh);
+  // Without `allocate` only to be asked about its parameters.
+  TrainedModel(const Config& config, const ModelConfig& model, ProcessMesh& mesh,
+               bool allocate = true);
 
   const ModelConfig model;
   ParameterStore store;
@@ -31,7 +36,7 @@ struct TrainedModel {
 struct StepOutcome {
   double loss = 0;  // cross-entropy per target
   double grad_norm = 0, expert_grad_norm = 0, router_grad_norm = 0;
-  bool clipped = false;
+  double clip = 1;  // coefficient of the global-norm clipping
   int64_t num_targets = 0, num_tokens = 0;
   double aux_loss = 0;  // raw: 1 per layer at balance, mean over layers
   double z_loss = 0;    // raw, mean over layers
@@ -45,6 +50,10 @@ struct StepOutcome {
   int64_t attempts = 1;
   PhaseSeconds seconds{};  // of this rank, in the attempt that was committed
 };
+
+// What an attempt found out, as integers that are summed over all ranks of all slices: targets and
+// losses, router sums and counts, flags, squared norms.
+using StepSums = std::vector<int64_t>;
 
 // Where a test may make an attempt fail on one rank.
 struct FaultPoint {
@@ -60,11 +69,33 @@ class TrainStep {
   TrainStep(const TrainStep&) = delete;
   TrainStep& operator=(const TrainStep&) = delete;
 
+  // Runs what needs other slices; says, alike on all ranks of a slice, whether it succeeded.
+  using Between = std::function<bool(const std::function<void()>& communicate)>;
+
   // Collective over the world. Throws CommError after max_attempts failed ones.
   StepOutcome run(int64_t step, double lr);
+
+  // The parts of run(). Phases 1 to 4 and the reduction inside the slice; collective over it.
+  // `keep_on` is asked before each unit and must answer alike on all ranks of the slice; after a no
+  // the attempt has failed.
+  StepSums compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on = {});
+  // Phases 5 and 6: the sums of the whole job. Collective over all slices. False when `between`
+  // failed: the sums are worthless then.
+  bool exchange(StepSums& sums, const Between& between);
+  size_t num_sums() const;
+  static bool failed(const StepSums& sums);
+  static bool finite(const StepSums& sums);
+  // The outcome, a function of the job's sums alone.
+  StepOutcome settle(const StepSums& sums) const;
+  // Phase 8, nothing for a skipped step; publishing is ShardedAdamw's.
+  void apply(const StepOutcome& outcome, double lr);
+  // Who computes which units follows from mesh.across(); to be called when that changes.
+  void assign();
   // Mean loss over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
+  // The same for an elastic job; false when `between` failed.
+  bool evaluate(int64_t num_rows, double& loss, const Between& between);
 
   // What the report adds from this rank about the last step.
   struct RankNumbers {
@@ -85,13 +116,14 @@ class TrainStep {
   // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
   std::vector<Row> micro_batch_rows(uint64_t k) const;
   void backward_unit(int64_t step, int64_t unit);
-  void add_unit_sums(int64_t unit, std::vector<int64_t>& sums);
+  void add_unit_sums(int64_t unit, StepSums& sums);
 
   const Config& config_;
   TrainedModel& model_;
   ProcessMesh& mesh_;
   const RowSource& rows_;
-  int64_t first_unit_, units_per_slice_, rounds_;  // of this slice; rounds of a unit
+  const int64_t num_units_;
+  int64_t first_unit_ = 0, units_here_ = 0, rounds_ = 1;  // of this slice; rounds of a unit
   std::unique_ptr<Prefetcher> batches_;            // from the first step that runs
   double scale_;  // power of two near 1 / (rows * seq_len)
   CrossEntropySums ce_;

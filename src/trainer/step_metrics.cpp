@@ -20,8 +20,7 @@ double memory_mib(const char* field) {
   return kib / 1024;
 }
 
-void add_load(StepReport& report, const StepOutcome& o, const MeshShape& mesh,
-              const LoadWatch& watch) {
+void add_load(StepReport& report, const StepOutcome& o, const MeshShape& mesh) {
   const LoadMetrics load = measure_load(o.counts, mesh.ep);
   auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
   add("load_max_over_mean", load.worst);
@@ -32,21 +31,17 @@ void add_load(StepReport& report, const StepOutcome& o, const MeshShape& mesh,
   add("load_cv", load.variation);
   add("load_ranks_max_over_mean", load.ranks_max_over_mean);
   add("experts_without_tokens", static_cast<double>(load.without_tokens));
-  add("experts_starving", static_cast<double>(watch.num_starving()));
   add("dropped_fraction", 0.0);  // the dispatchers drop nothing
   report.lists.emplace_back("load_max_over_mean_by_layer", load.max_over_mean);
   report.lists.emplace_back("dropped_fraction_by_layer", std::vector<double>(o.counts.size(), 0.0));
 }
 
-void add_router(StepReport& report, const StepOutcome& o, const JobNumbers& job,
-                const TrainedModel& model) {
+void add_router(StepReport& report, const StepOutcome& o, const TrainedModel& model) {
   auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
-  add("max_vio_unit", job.unit_max_vio);
   add("router_entropy", o.router_entropy);
   add("router_entropy_of_mean", o.router_entropy_of_mean);
   add("router_top1", o.router_top1);
   add("router_score_sum", o.router_score);
-  add("router_logit_max", job.logit_max);
   double squares = 0, least = 0, most = 0;
   for (MoeLayer* layer : model.moe_layers) {
     const at::Tensor& b = layer->router().bias;
@@ -92,14 +87,22 @@ JobNumbers gather_job_numbers(TrainStep& step, ProcessMesh& mesh) {
   return {m[0], m[1], m[2], m[3]};
 }
 
-void add_step_metrics(StepReport& report, const StepOutcome& o, const JobNumbers& job,
-                      const TrainedModel& model, const MeshShape& mesh, const LoadWatch& watch) {
+StepReport report_outcome(int64_t step, double lr, const StepOutcome& o, const TrainedModel& model,
+                          const MeshShape& mesh) {
+  StepReport report;
+  report.step = step;
+  report.loss = o.loss;
+  report.grad_norm = o.grad_norm;
+  report.lr = lr;
+  report.tokens = o.num_targets;
+  report.aux_loss = o.aux_loss;
+  report.z_loss = o.z_loss;
   auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
   if (!o.counts.empty()) {
     add("aux_loss_weighted", o.weighted_aux_loss);
     add("z_loss_weighted", o.weighted_z_loss);
-    add_load(report, o, mesh, watch);
-    add_router(report, o, job, model);
+    add_load(report, o, mesh);
+    add_router(report, o, model);
     report.lists.emplace_back("aux_loss_by_layer", o.aux_losses);
     report.lists.emplace_back("z_loss_by_layer", o.z_losses);
     const double experts = o.expert_grad_norm, router = o.router_grad_norm;
@@ -108,8 +111,19 @@ void add_step_metrics(StepReport& report, const StepOutcome& o, const JobNumbers
     add("grad_norm_experts", experts);
     add("grad_norm_router", router);
   }
-  add("clipped", o.clipped);
+  add("clipped", o.clip < 1);
   add("skipped", o.skipped);
+  return report;
+}
+
+void add_job_metrics(StepReport& report, const StepOutcome& o, const JobNumbers& job,
+                     const MeshShape& mesh, const LoadWatch& watch) {
+  auto add = [&](const char* name, double value) { report.extra.emplace_back(name, value); };
+  if (!o.counts.empty()) {
+    add("experts_starving", static_cast<double>(watch.num_starving()));
+    add("max_vio_unit", job.unit_max_vio);
+    add("router_logit_max", job.logit_max);
+  }
   add("attempts", static_cast<double>(o.attempts));
   add("slices", static_cast<double>(mesh.slices));
   add_times(report, o.seconds);

@@ -15,9 +15,13 @@ struct JobNumbers {
 // Collective over the world: the same shape on every rank in every report.
 JobNumbers gather_job_numbers(TrainStep& step, ProcessMesh& mesh);
 
-// Adds to `report` what `o` and `job` say about losses, gradients, load, router, times and memory.
-// `watch` has seen the step's counts.
-void add_step_metrics(StepReport& report, const StepOutcome& o, const JobNumbers& job,
-                      const TrainedModel& model, const MeshShape& mesh, const LoadWatch& watch);
+// The report of a step from its outcome alone: losses, gradients, load, router. Equal bits on all
+// ranks, whatever the number of slices.
+StepReport report_outcome(int64_t step, double lr, const StepOutcome& o, const TrainedModel& model,
+                          const MeshShape& mesh);
+// Adds what `job` and this rank say about load, times and memory. `watch` has seen the step's
+// counts.
+void add_job_metrics(StepReport& report, const StepOutcome& o, const JobNumbers& job,
+                     const MeshShape& mesh, const LoadWatch& watch);
 
 }  // namespace maniple

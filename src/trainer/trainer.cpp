@@ -2,16 +2,12 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/ranges.h>
-#include <torch/version.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <thread>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -23,6 +19,7 @@
 #include "optim/schedule.h"
 #include "parallel/device.h"
 #include "trainer/agreement.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/run_state.h"
 #include "trainer/step_metrics.h"
 
@@ -47,78 +44,8 @@ ConsoleStyle console_style() {
   return style;
 }
 
-// Checkpoints in the background: the state is copied at the step boundary, written by a thread.
-class CheckpointWriter {
- public:
-  CheckpointWriter(const Config& config, ProcessMesh& mesh, const std::string& attempt)
-      : config_(config), mesh_(mesh), attempt_(attempt) {}
-  ~CheckpointWriter() {
-    if (thread_.joinable()) thread_.join();
-  }
-
-  // Returns the stall in seconds. Every rank writes its part.
-  double start(int64_t step, TrainedModel& model, const nlohmann::json& meta) {
-    const auto begin = Clock::now();
-    finish();
-    const int rank = mesh_.world().rank();
-    std::vector<TensorSlice> slices = state_slices(model, rank == 0, true);
-    std::erase_if(slices, [&](const TensorSlice& s) {  // tp ranks hold equal copies of these
-      return mesh_.tp_index() != 0 && is_replicated(model, s.name);
-    });
-    copies_.clear();
-    for (TensorSlice& s : slices) {
-      const at::Tensor bytes = bytes_of(s, mesh_.device());
-      copies_.push_back(bytes.to(at::TensorOptions(at::kCPU), /*non_blocking=*/false, /*copy=*/true));
-      s.data = copies_.back().data_ptr();
-    }
-    const int writers = mesh_.world().size();
-    thread_ = std::thread([=, this, slices = std::move(slices)] {
-      try {
-        write_checkpoint(config_.run.dir + "/checkpoints", step, rank, writers, attempt_, slices,
-                         meta, config_.checkpoint);
-      } catch (...) {
-        failure_ = std::current_exception();
-        failed_ = true;
-      }
-    });
-    return seconds_since(begin);
-  }
-  bool failed() const { return failed_; }  // finish() will throw
-  // Waits for the checkpoint under way; throws what its writing threw.
-  void finish() {
-    if (thread_.joinable()) thread_.join();
-    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
-  }
-
- private:
-  static bool is_replicated(TrainedModel& model, const std::string& name) {
-    const std::string parameter = name.substr(name.find('/') + 1);
-    for (const Parameter& p : model.store.parameters())
-      if (p.name == parameter) return p.group == GradGroup::kReplicated;
-    return false;
-  }
-
-  const Config& config_;
-  ProcessMesh& mesh_;
-  const std::string attempt_;
-  std::vector<at::Tensor> copies_;
-  std::thread thread_;
-  std::exception_ptr failure_;
-  std::atomic<bool> failed_{false};
-};
-
 std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
-  Fingerprint f = model.optimizer->fingerprint();
-  if (mesh.world().rank() == 0)
-    for (MoeLayer* layer : model.moe_layers) {
-      const uint64_t key = hash_name("router_bias") + static_cast<uint64_t>(layer->router().layer());
-      const at::Tensor bias = layer->router().bias.cpu();
-      for (int64_t e = 0; e < bias.numel(); ++e) {
-        uint32_t word;
-        std::memcpy(&word, bias.data_ptr<float>() + e, 4);
-        f.add_word(word, static_cast<uint64_t>(e), key);
-      }
-    }
+  const Fingerprint f = fingerprint_of_state(model, mesh.world().rank() == 0);
   const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
                                      at::TensorOptions(at::kLong));
   at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
@@ -133,42 +60,6 @@ std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
 // Bits per byte of text, for sources that are bytes.
 double bits_per_byte(double loss, double bytes_per_token) {
   return loss / std::log(2.0) / bytes_per_token;
-}
-
-nlohmann::json checkpoint_meta(const Config& config, const TrainStep& step, int64_t number,
-                               const RowSource& rows) {
-  return {{"config", config_to_yaml(config)},
-          {"step", number},
-          {"applied_steps", step.applied_steps},
-          {"next_row", number * config.batch.rows},
-          {"data_fingerprint", rows.fingerprint()},
-          {"torch", TORCH_VERSION}};
-}
-
-// A resume may change anything but what the state means: the model, the data and the rows per step.
-std::vector<std::string> check_resume(const Config& now, const CheckpointInfo& checkpoint,
-                                      uint64_t data_fingerprint) {
-  const Config before = parse_config(checkpoint.meta.at("config").get<std::string>(),
-                                     checkpoint.folder + "/config");
-  std::vector<std::string> changes;
-  for (const std::string& line : config_difference(before, now)) {
-    const std::string key = line.substr(0, line.find(':'));
-    const bool fixed = (key.starts_with("model.") && key != "model.init_from") ||
-                       key.starts_with("data.") || key == "batch.rows" || key == "batch.seq_len" ||
-                       key == "run.seed";
-    if (fixed)
-      throw ConfigError(fmt::format(
-          "cannot resume {}: {}; the model, the data and the rows of a run are fixed; restore the "
-          "value, or start anew with run.resume=never in another run.dir",
-          checkpoint.folder, line));
-    if (key != "run.dir" && key != "run.resume") changes.push_back(line);
-  }
-  if (checkpoint.meta.at("data_fingerprint").get<uint64_t>() != data_fingerprint)
-    throw DataError(fmt::format(
-        "cannot resume {}: the contents of data.sources changed since; restore them, or start anew "
-        "with run.resume=never in another run.dir",
-        checkpoint.folder));
-  return changes;
 }
 
 std::vector<TableSection> startup_table(const Config& config, TrainedModel& model,
@@ -205,23 +96,6 @@ std::vector<TableSection> startup_table(const Config& config, TrainedModel& mode
         {"rows", fmt::format("{} training, {} validation", rows.num_rows(Split::kTrain),
                              rows.num_rows(Split::kValidation))}}},
   };
-}
-
-// The checkpoint to go on from, verified; empty: start anew. Called on one rank.
-std::string resume_folder(const Config& config,
-                          const std::function<void(const std::string&)>& say) {
-  if (config.run.resume == "never") return "";
-  if (config.run.resume != "auto") return open_checkpoint(config.run.resume).folder;
-  std::vector<std::string> refused;
-  const auto found = find_latest(config.run.dir + "/checkpoints",
-                                 [&](const std::string& reason) { refused.push_back(reason); });
-  if (!found && !refused.empty())
-    throw CheckpointError(fmt::format(
-        "cannot resume {}: none of its checkpoints is good: {}; restore one of them, or start anew "
-        "with run.resume=never",
-        config.run.dir, fmt::join(refused, "; ")));
-  for (const std::string& reason : refused) say(reason);
-  return found ? found->folder : "";
 }
 
 // Rates of operations; `flops`: 10^9 training operations per token. Recomputed ones count in the
@@ -336,10 +210,9 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
                                                       std::chrono::system_clock::now(), first_step);
     event("start", {{"ranks", shape.num_ranks()}, {"first_step", first_step}});
   }
-  CheckpointWriter checkpoints(
-      config, mesh,
-      broadcast_text(std::to_string(std::chrono::system_clock::now().time_since_epoch().count()),
-                     mesh.world()));
+  CheckpointWriter checkpoints;
+  const std::string attempt = broadcast_text(
+      std::to_string(std::chrono::system_clock::now().time_since_epoch().count()), mesh.world());
 
   const double flops = 1e-9 * flops_per_token(model_config, config.batch.seq_len);
   LoadWatch watch(config.metrics.starved_after, config.metrics.warn_max_vio);
@@ -350,7 +223,13 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   int64_t tokens_since = 0;
   int64_t saved = first_step - 1;
   auto save = [&](int64_t number) {
-    const double seconds = checkpoints.start(number, model, checkpoint_meta(config, step, number, *rows));
+    const int rank = mesh.world().rank(), writers = mesh.world().size();
+    const nlohmann::json meta = checkpoint_meta(config, number, step.applied_steps, *rows);
+    const double seconds = checkpoints.start(
+        model, chief, [=, &config](const std::vector<TensorSlice>& slices) {
+          write_checkpoint(config.run.dir + "/checkpoints", number, rank, writers, attempt, slices,
+                           meta, config.checkpoint);
+        });
     stall += seconds;
     saved = number;
     event("checkpoint", {{"step", number}, {"stall_s", seconds}});
@@ -372,19 +251,14 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     const std::string fingerprint = with_fingerprint ? state_fingerprint(model, mesh) : "";
     if (number % config.metrics.every == 0 || with_fingerprint || number == config.train.steps) {
       const JobNumbers job = gather_job_numbers(step, mesh);
-      StepReport report;
-      report.step = number;
-      report.loss = o.loss;
-      report.grad_norm = o.grad_norm;
-      report.lr = lr;
-      report.tokens = o.num_targets;
+      StepReport report = report_outcome(number, lr, o, model, shape);
       report.tokens_per_s = static_cast<double>(tokens_since) / seconds_since(last_report);
-      report.aux_loss = o.aux_loss;
-      report.z_loss = o.z_loss;
       if (with_fingerprint) report.fingerprint = fingerprint;
       if (metrics) {
-        console->step(report);
-        add_step_metrics(report, o, job, model, shape, watch);
+        StepReport line = report;
+        line.extra.clear();
+        console->step(line);
+        add_job_metrics(report, o, job, shape, watch);
         add_speed(report, config, model_config, flops, shape.num_ranks());
         report.extra.emplace_back("goodput", useful / seconds_since(begin));
         report.extra.emplace_back("checkpoint_stall", std::exchange(stall, 0));

@@ -163,10 +163,10 @@ class World {
     if (!coordinator_) move("the coordinator starts", [](World& w) { w.restart_coordinator(); });
   }
 
-  bool done() const { return coordinator_ && coordinator_->phase() == Phase::kDone; }
+  bool done() const { return coordinator_ && coordinator_->phase() == CoordinatorPhase::kDone; }
   // Nobody is left, and nothing is launched here again.
   bool all_lost() const {
-    if (!coordinator_ || coordinator_->phase() != Phase::kPaused) return false;
+    if (!coordinator_ || coordinator_->phase() != CoordinatorPhase::kPaused) return false;
     for (SliceId s = 0; s < nodes_.size(); ++s)
       if (nodes_[s].alive && is_member(s)) return false;
     return true;
@@ -177,7 +177,7 @@ class World {
   uint64_t rollbacks() const { return observer_.num_rollbacks(); }
 
   uint64_t hash() const {
-    Encoder encoder;
+    WireEncoder encoder;
     encoder(coordinator_, nodes_, observer_, crashes_, evictions_, coordinator_crashes_, refusals_);
     return XXH3_64bits(encoder.bytes().data(), encoder.bytes().size());
   }
@@ -319,7 +319,7 @@ class World {
     nodes_[s].restore.reset();
     if (!nodes_[s].slice.finish_restore(d, [this](const Member& m) { return find(m); }))
       throw Violation("restore");
-    std::optional<Row> row;
+    std::optional<MetricRow> row;
     if (d.record) row = {d.committed, row_of(d.committed)};
     to_slice(s, RestoreDone{d.number, true, {}, row});
   }

@@ -38,7 +38,7 @@ std::vector<Message> one_of_each() {
           CheckpointPart{16, 5, "json"},
           Launch{},
           Kill{},
-          Stop{19},
+          Stop{19, true},
           Epoch{d},
           Run{},
           RowsAck{17},

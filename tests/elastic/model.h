@@ -89,7 +89,7 @@ class Observer {
   void see(const ModelSlice& slice, const MembershipAction& action);
   // The coordinator's log or files change. `slices`: all models, dead or alive.
   void see(const CoordinatorAction& action, const std::map<SliceId, const ModelSlice*>& slices);
-  const std::vector<Row>& rows() const { return rows_; }
+  const std::vector<MetricRow>& rows() const { return rows_; }
   const std::vector<LogRecord>& log() const { return log_; }
   Step published() const { return history_.published; }
   uint64_t num_rollbacks() const { return num_rollbacks_; }
@@ -122,7 +122,7 @@ class Observer {
   Step max_stable_ = 0;             // reported by any slice, not rolled back since
   std::map<SentKey, Health> sent_;  // PREPAREs
   std::map<SliceId, std::map<Life, EpochNumber>> stopped_;  // highest epoch answered with STATE
-  std::vector<Row> rows_;
+  std::vector<MetricRow> rows_;
   uint64_t num_rollbacks_ = 0, num_commits_ = 0;
 };
 

@@ -368,7 +368,7 @@ class Simulation {
       return;
     }
     ++node.progress;
-    std::optional<Row> row;
+    std::optional<MetricRow> row;
     if (restore.decision.record)
       row = {restore.decision.committed, row_of(restore.decision.committed)};
     to_slice(s, life, RestoreDone{epoch, true, {}, row});
@@ -445,11 +445,11 @@ class Simulation {
 
   bool over() const {
     return calm_ && coordinator_ && now_ >= coordinator_frozen_until_ &&
-           (coordinator_->phase() == Phase::kDone || coordinator_->phase() == Phase::kFailed);
+           (coordinator_->phase() == CoordinatorPhase::kDone || coordinator_->phase() == CoordinatorPhase::kFailed);
   }
   HistoryResult finish() {
     HistoryResult result;
-    result.done = coordinator_->phase() == Phase::kDone;
+    result.done = coordinator_->phase() == CoordinatorPhase::kDone;
     const History& history = coordinator_->history();
     const auto banned = std::count_if(history.slots.begin(), history.slots.end(),
                                       [](const auto& slot) { return slot.second.banned; });

@@ -109,6 +109,36 @@ TEST(LinkSet, MemberInANewerAttemptEndsTheOperationsOfThisOne) {
   ahead.join();
 }
 
+// It has given all that the operation needs of it; the third member is late.
+TEST(LinkSet, MemberInANewerAttemptLeavesOperationsAloneThatWaitForOthers) {
+  auto members = make_linked(3);
+  LinkSet &a = *members[0]->links, &b = *members[1]->links, &c = *members[2]->links;
+  const auto bytes = random_bytes(1000, 1);
+  std::vector<uint8_t> from_b(1000), from_c(1000);
+  const auto op = std::make_shared<MoveOperation>(
+      0, std::vector<std::span<const uint8_t>>(3), std::vector<std::span<uint8_t>>{{}, from_b, from_c});
+  a.start(op);
+  const auto to_a = [&](int self) {
+    return std::make_shared<MoveOperation>(self, std::vector<std::span<const uint8_t>>{bytes, {}, {}},
+                                           std::vector<std::span<uint8_t>>(3));
+  };
+  const auto given = to_a(1);
+  b.start(given);
+  b.wait(*given, 60);
+  b.begin_attempt(1, 2);
+  const auto next = to_a(1);
+  b.start(next);
+  b.wait(*next, 60);
+  // Until a has seen that b is ahead.
+  wait_until([&] { return a.counters().received_bytes >= 1000; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto late = to_a(2);
+  c.start(late);
+  c.wait(*late, 60);
+  EXPECT_EQ(error_of([&] { a.wait(*op, 60); }), "");
+  EXPECT_EQ(from_c, bytes);
+}
+
 TEST(LinkSet, StaleEpochsAndAttemptsAreDroppedAndCounted) {
   auto members = make_members(1);
   const std::vector<uint16_t> ports = {members[0]->listener.port(), 1};

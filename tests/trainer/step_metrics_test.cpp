@@ -26,9 +26,9 @@ Numbers third_report(const Config& config, int num_ranks) {
       watch.update(o.counts);
     }
     const JobNumbers job = gather_job_numbers(t.step, t.mesh);
-    StepReport report;
+    StepReport report = report_outcome(3, config.optim.lr, o, t.model, t.shape);
     report.tokens_per_s = 100;
-    add_step_metrics(report, o, job, t.model, t.shape, watch);
+    add_job_metrics(report, o, job, t.shape, watch);
     const std::lock_guard lock(mutex);
     if (!numbers.empty()) return;
     numbers["grad_norm"] = o.grad_norm;

@@ -50,13 +50,14 @@ class Leader {
 
   int run() {
     for (;;) {
-      const MembershipAction action = control_->next();
-      if (const auto* leave = std::get_if<Leave>(&action)) {
+      const auto action = control_->next(kSecond);
+      if (!action) continue;
+      if (const auto* leave = std::get_if<Leave>(&*action)) {
         control_->line().leave(leave->code);
         return leave->code;
       }
-      std::visit([this](const auto& a) { perform(a); }, action);
-      control_->line().progress({step_, 0, 0, 0, std::nullopt});
+      std::visit([this](const auto& a) { perform(a); }, *action);
+      control_->line().progress({step_, 0, 0, 0});
     }
   }
 
@@ -149,7 +150,7 @@ class Leader {
     control_->on(UpdateDone{row()});
   }
 
-  Row row() const {
+  MetricRow row() const {
     return {state_step_, to_json_line({{"step", state_step_}, {"loss", loss_of(value_)}})};
   }
 

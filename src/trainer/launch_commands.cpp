@@ -1,0 +1,288 @@
+#include "trainer/launch_commands.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/config_schema.h"
+#include "core/files.h"
+#include "launch/agent.h"
+#include "launch/clock.h"
+#include "launch/coordinator_shell.h"
+#include "launch/job_token.h"
+#include "launch/launcher.h"
+#include "metrics/console.h"
+#include "model/shard_rules.h"
+#include "trainer/checkpoint_writer.h"
+#include "trainer/elastic_slice.h"
+
+namespace maniple {
+namespace {
+
+constexpr char kResolved[] = "/config.resolved.yaml";
+
+Timeouts timeouts_of(const Config& config) {
+  return Timeouts(static_cast<Time>(std::llround(config.elastic.lease * kSecond)));
+}
+
+// "<address>\n<token>\n", for those who may read the run folder's secrets: its owner.
+std::string control_path(const std::string& run_dir) { return run_dir + "/elastic/control"; }
+
+std::string self() { return "/proc/self/exe"; }
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  if (!value)
+    throw UsageError(fmt::format("{} is not set: this command is started by maniple launch", name));
+  return value;
+}
+
+std::vector<TableSection> job_table(const Config& config, const BlockLayout& layout) {
+  const ModelConfig model = resolve_model(config.model);
+  const MeshShape shape = slice_shape(config, 0);
+  const int64_t units = num_units(config.batch, shape), slices = config.parallel.slices;
+  const auto longest = (units + slices - 1) / slices;
+  std::string kept = fmt::format("{:.0f} %", 100.0);
+  if (slices > 1)
+    kept = fmt::format("{:.0f} %", 100.0 * static_cast<double>(longest) /
+                                       std::ceil(static_cast<double>(units) / static_cast<double>(slices - 1)));
+  return {
+      {"model",
+       {{"family", model.model_type},
+        {"parameters", fmt::format("{} ({} active per token)",
+                                   format_count(static_cast<double>(num_parameters(model))),
+                                   format_count(static_cast<double>(num_active_parameters(model))))},
+        {"precision", config.train.precision}}},
+      {"job",
+       {{"slices", fmt::format("{} of {} ranks (tp {} ep {} etp {}){}", slices, shape.slice_size, shape.tp,
+                               shape.ep, shape.etp,
+                               config.elastic.spares ? fmt::format(", {} spare", config.elastic.spares) : "")},
+        {"units", fmt::format("{} a step; speed without one slice {}", units, kept)},
+        {"state", fmt::format("{} blocks a position, redundancy {}", layout.num_blocks,
+                              config.elastic.redundancy == "auto" ? "shadow" : config.elastic.redundancy)},
+        {"lease", fmt::format("{:g} s", config.elastic.lease)},
+        {"steps", fmt::format("{} of {} rows x {} tokens", config.train.steps, config.batch.rows,
+                              config.batch.seq_len)},
+        {"run folder", config.run.dir}}},
+  };
+}
+
+void show_record(Console& console, const nlohmann::ordered_json& record) {
+  if (!record.contains("loss")) {
+    console.message(fmt::format("validation after step {}: loss {:.4f}", record.value("step", 0),
+                                record.value("eval_loss", 0.0)));
+    return;
+  }
+  const auto number = [&](const char* name) {
+    const auto at = record.find(name);
+    return at != record.end() && at->is_number() ? at->get<double>() : std::nan("");
+  };
+  StepReport report;
+  report.step = record.value("step", int64_t{0});
+  report.loss = number("loss");
+  report.grad_norm = number("grad_norm");
+  report.lr = number("lr");
+  report.tokens = record.value("tokens", int64_t{0});
+  report.tokens_per_s = number("tokens_per_s");
+  report.aux_loss = number("aux_loss");
+  report.z_loss = number("z_loss");
+  report.extra = {{"slices", number("slices")}};
+  console.step(report);
+}
+
+// The step of the checkpoint that a new job starts from.
+std::string start_path(const std::string& run_dir) { return run_dir + "/elastic/start"; }
+
+int64_t find_start(const Config& config) {
+  if (config.run.resume != "auto" && config.run.resume != "never")
+    throw ConfigError(fmt::format(
+        "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
+        "(never); for weights from elsewhere set model.init_from",
+        config.run.resume));
+  const std::string folder = resume_folder(
+      config, [](const std::string& reason) { fmt::print("{}\n", reason); });
+  if (folder.empty()) return 0;
+  const CheckpointInfo checkpoint = reopen_checkpoint(folder);
+  const auto rows = open_row_source(config.data, config.batch.seq_len,
+                                    resolve_model(config.model).vocab_size, config.run.seed);
+  for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+    fmt::print("resuming with {}\n", change);
+  fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
+  return checkpoint.step;
+}
+
+// A job's decisions are of no use to the next one, of which no process knows the job's state: it
+// starts from a checkpoint. They are kept for people.
+void begin_new_log(const Config& config, int64_t start) {
+  const std::string log = decision_log_path(config.run.dir);
+  for (int n = 1; ::access(log.c_str(), F_OK) == 0; ++n) {
+    const std::string aside = fmt::format("{}.{}", log, n);
+    if (::access(aside.c_str(), F_OK) != 0 && ::rename(log.c_str(), aside.c_str()) != 0)
+      throw IoError(fmt::format("cannot rename '{}': {}", log, std::strerror(errno)));
+  }
+  ::unlink((config.run.dir + "/elastic/rows").c_str());
+  drop_steps_after(config.run.dir + "/metrics.jsonl", start);
+  write_file_atomic(start_path(config.run.dir), std::to_string(start) + "\n");
+}
+
+}  // namespace
+
+ExitCode launch_job(Config config) {
+  const MeshShape shape = slice_shape(config, 0);
+  config.parallel.slice_size = shape.slice_size;
+  check_mesh(resolve_model(config.model), shape);
+  const BlockLayout layout = block_layout(config);
+  Console(stdout, detect_console_style(stdout), config.train.steps).table(job_table(config, layout));
+  std::fflush(stdout);
+  ensure_directory(config.run.dir + "/elastic");
+  ensure_directory(config.run.dir + "/logs");
+  {
+    const RunLock lock(config.run.dir);  // no other job is writing here
+    begin_new_log(config, find_start(config));
+  }
+  const std::string resolved = config.run.dir + kResolved;
+  write_file_atomic(resolved, config_to_yaml(config));
+
+  LauncherConfig launcher;
+  launcher.run_dir = config.run.dir;
+  launcher.token = make_job_token();
+  launcher.num_slots = static_cast<uint32_t>(config.parallel.slices + config.elastic.spares);
+  launcher.coordinator = {self(), "coordinator", resolved};
+  launcher.agent = {self(), "agent", resolved};
+  launcher.timeouts = timeouts_of(config);
+  Launcher job(launcher);
+  const std::string control = control_path(config.run.dir);
+  ::unlink(control.c_str());
+  const mode_t before = ::umask(077);
+  write_file_atomic(control, job.address() + "\n" + launcher.token + "\n");
+  ::umask(before);
+  const int code = job.run();
+  ::unlink(control.c_str());
+  return static_cast<ExitCode>(code);
+}
+
+ExitCode coordinate_job(const Config& config) {
+  CoordinatorShellConfig shell;
+  shell.job.slices = static_cast<uint32_t>(config.parallel.slices);
+  shell.job.spares = static_cast<uint32_t>(config.elastic.spares);
+  shell.job.min_slices = static_cast<uint32_t>(config.elastic.min_slices);
+  shell.job.max_restarts = static_cast<uint32_t>(config.elastic.max_restarts);
+  shell.job.last_step = config.train.steps;
+  shell.job.layout = block_layout(config);
+  shell.job.config_hash = hash_name(config_to_yaml(config));
+  shell.job.timeouts = timeouts_of(config);
+  shell.run_dir = config.run.dir;
+  shell.token = read_job_token("-");
+  shell.listener = std::atoi(variable(kListenerVariable).c_str());
+  shell.start = std::stoll(read_file(start_path(config.run.dir), "start of the job"));
+  shell.publish = [&](Step step, const std::vector<std::string>& parts) {
+    const auto manifest = nlohmann::json::parse(parts.at(0));
+    publish_checkpoint(config.run.dir + "/checkpoints", step, manifest.at("num_writers"),
+                       manifest.at("attempt"), manifest.at("meta"), config.checkpoint);
+  };
+  Console console(stdout, detect_console_style(stdout), config.train.steps);
+  shell.show_record = [&](const nlohmann::ordered_json& record) { show_record(console, record); };
+  shell.show_event = [&](const std::string& event, const std::string& text) {
+    if (event != "suspect") console.message(fmt::format("{}: {}", event, text));
+  };
+  return static_cast<ExitCode>(CoordinatorShell(shell).run());
+}
+
+ExitCode run_agent(const Config& config, const std::string& config_path) {
+  AgentConfig agent;
+  const std::string slice = variable(kSliceVariable);
+  agent.slice = static_cast<SliceId>(std::atoi(slice.c_str()));
+  agent.ranks = static_cast<uint32_t>(slice_shape(config, 0).slice_size);
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  agent.host = hash_name(host);
+  agent.coordinator = variable(kCoordinatorVariable);
+  agent.token = read_job_token("-");
+  agent.command = {config.elastic.mpirun, "-n",        std::to_string(agent.ranks),
+                   "/proc/self/exe",      "train", config_path};
+  char program[4096] = "";
+  if (::readlink("/proc/self/exe", program, sizeof program - 1) > 0) agent.command[3] = program;
+  // Settings of Open MPI 4 (ORTE) and 5 (PRRTE); other libraries ignore them. No limit on ranks per
+  // processor, no binding of all slices to the same ones, waits that yield, and no patience with
+  // the siblings of a dead rank.
+  agent.environment = {{"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+                       {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+                       {"OMPI_MCA_mpi_yield_when_idle", "1"},
+                       {"OMPI_MCA_odls_base_sigkill_timeout", "0"},
+                       {"OMPI_MCA_orte_execute_quiet", "1"},
+                       {"PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"},
+                       {"PRTE_MCA_hwloc_default_binding_policy", "none"},
+                       {"PRTE_MCA_odls_base_sigkill_timeout", "0"}};
+  if (::geteuid() == 0)  // whoever started the job as root has decided
+    for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+                             "PRTE_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"})
+      agent.environment.push_back({name, "1"});
+  agent.output = fmt::format("{}/logs/slice-{}.log", config.run.dir, slice);
+  agent.folder = variable(kFolderVariable);
+  agent.timeouts = timeouts_of(config);
+  return static_cast<ExitCode>(Agent(agent).run());
+}
+
+ExitCode control_job(const std::string& run_dir, const std::vector<std::string>& request) {
+  struct Form {
+    const char* name;
+    Command command;
+    bool has_number;
+  };
+  static constexpr Form kForms[] = {
+      {"status", Command::kStatus, false}, {"drain", Command::kDrain, true},
+      {"pause", Command::kPause, false},   {"resume", Command::kResume, false},
+      {"scale", Command::kScale, true},    {"readmit", Command::kReadmit, true}};
+  const std::string usage = "use status, drain SLICE, readmit SLICE, pause, resume or scale N";
+  const Form* form = nullptr;
+  for (const Form& f : kForms)
+    if (!request.empty() && request[0] == f.name) form = &f;
+  if (!form || request.size() != (form->has_number ? 2u : 1u))
+    throw UsageError("cannot ask the job in " + run_dir + ": " + usage);
+  uint32_t number = 0;
+  if (form->has_number) {
+    const std::string& text = request[1];
+    if (text.empty() || text.size() > 9 || text.find_first_not_of("0123456789") != text.npos)
+      throw UsageError(fmt::format("cannot ask the job in {}: '{}' is no number; {}", run_dir, text, usage));
+    number = static_cast<uint32_t>(std::stoul(text));
+  }
+  const std::string control = control_path(run_dir);
+  if (::access(control.c_str(), F_OK) != 0)
+    throw NoInputError(fmt::format("cannot ask a job in {}: no job runs there ({} is missing)", run_dir, control));
+  const std::string text = read_file(control, "control file");
+  const size_t newline = text.find('\n');
+  const std::string address = text.substr(0, newline);
+  const std::string token = text.substr(newline + 1, text.size() - newline - 2);
+
+  asio::io_context context{1};
+  std::optional<ControlReply> reply;
+  ControlClient::Events events;
+  std::shared_ptr<ControlClient> line;
+  events.connected = [&] {
+    line->send(encode_message({0, 0, 0, 0, Control{1, form->command, number}}));
+  };
+  events.frame = [&](std::string_view payload) {
+    const auto envelope = decode_message(payload);
+    if (const auto* r = envelope ? std::get_if<ControlReply>(&envelope->message) : nullptr) reply = *r;
+  };
+  events.lost = [](const std::string&) {};
+  line = std::make_shared<ControlClient>(context, address, ControlHello{token, Role::kOperator, 0, 0, 0},
+                                         100 * kMillisecond, 5 * kSecond, events);
+  line->start();
+  const Time deadline = monotonic_now() + 10 * kSecond;
+  while (!reply && monotonic_now() < deadline) context.run_one_for(std::chrono::milliseconds(100));
+  line->close();
+  if (!reply)
+    throw CommError(fmt::format("the job in {} did not answer at {} within 10 s; is its launcher alive?",
+                                run_dir, address));
+  std::string answer = reply->text;
+  if (answer.empty() || answer.back() != '\n') answer += '\n';
+  std::fwrite(answer.data(), 1, answer.size(), reply->ok ? stdout : stderr);
+  return reply->ok ? ExitCode::kOk : ExitCode::kUsage;
+}
+
+}  // namespace maniple
