@@ -12,7 +12,9 @@ constexpr const char *kPacked = "_packed", *kScale = "_scale", *kShape = "_shape
 
 int64_t words_of(int64_t inputs) { return (inputs + kPerWord - 1) / kPerWord; }
 
-bool is_part(const std::string& name, const char* tail) { return name.ends_with(std::string(".weight") + tail); }
+bool is_part(const std::string& name, const char* tail) {
+  return name.ends_with(std::string(".weight") + tail);
+}
 
 }  // namespace
 
@@ -41,7 +43,8 @@ at::Tensor unpack_weight(const PackedWeight& parts) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < inputs; ++i) {
       const auto word = static_cast<uint32_t>(from[r * words + i / kPerWord]);
-      to[r * inputs + i] = static_cast<int8_t>(static_cast<int>(word >> (kBits * (i % kPerWord)) & 15) - 8);
+      to[r * inputs + i] =
+          static_cast<int8_t>(static_cast<int>(word >> (kBits * (i % kPerWord)) & 15) - 8);
     }
   return dequantize({q, parts.scale.to(at::kFloat)});
 }
@@ -50,14 +53,17 @@ nlohmann::ordered_json quantization_config(const Grid& grid,
                                            const std::vector<std::string>& modules_ignored) {
   nlohmann::ordered_json weights = {{"num_bits", kBits}, {"type", "int"}, {"symmetric", true}};
   weights["strategy"] = grid.group ? "group" : "channel";
-  weights["group_size"] = grid.group ? nlohmann::ordered_json(grid.group) : nlohmann::ordered_json(nullptr);
+  weights["group_size"] =
+      grid.group ? nlohmann::ordered_json(grid.group) : nlohmann::ordered_json(nullptr);
   weights["dynamic"] = false;
   nlohmann::ordered_json section;
   section["quant_method"] = "compressed-tensors";
   section["format"] = "pack-quantized";
   section["quantization_status"] = "compressed";
-  section["config_groups"]["group_0"] = {
-      {"targets", {"Linear"}}, {"weights", weights}, {"input_activations", nullptr}, {"output_activations", nullptr}};
+  section["config_groups"]["group_0"] = {{"targets", {"Linear"}},
+                                         {"weights", weights},
+                                         {"input_activations", nullptr},
+                                         {"output_activations", nullptr}};
   section["ignore"] = modules_ignored;
   section["kv_cache_scheme"] = nullptr;
   return section;
@@ -65,17 +71,22 @@ nlohmann::ordered_json quantization_config(const Grid& grid,
 
 void check_quantization_config(const json& section, const std::string& path) {
   const auto refuse = [&](const std::string& why) {
-    throw DataError(fmt::format("reading {}: its quantization_config {}; only compressed-tensors "
-                                "pack-quantized with symmetric int4 weights is supported",
-                                path, why));
+    throw DataError(
+        fmt::format("reading {}: its quantization_config {}; only compressed-tensors "
+                    "pack-quantized with symmetric int4 weights is supported",
+                    path, why));
   };
   const auto text = [&](const json& object, const char* key) -> std::string {
-    return object.is_object() && object.contains(key) && object[key].is_string() ? object[key].get<std::string>() : "";
+    return object.is_object() && object.contains(key) && object[key].is_string()
+               ? object[key].get<std::string>()
+               : "";
   };
   if (text(section, "quant_method") != "compressed-tensors")
     refuse(fmt::format("has quant_method '{}'", text(section, "quant_method")));
-  if (text(section, "format") != "pack-quantized") refuse(fmt::format("has format '{}'", text(section, "format")));
-  if (section.contains("kv_cache_scheme") && !section["kv_cache_scheme"].is_null()) refuse("has a kv_cache_scheme");
+  if (text(section, "format") != "pack-quantized")
+    refuse(fmt::format("has format '{}'", text(section, "format")));
+  if (section.contains("kv_cache_scheme") && !section["kv_cache_scheme"].is_null())
+    refuse("has a kv_cache_scheme");
   const json groups = section.value("config_groups", json::object());
   if (!groups.is_object() || groups.empty()) refuse("has no config_groups");
   for (const auto& [name, group] : groups.items()) {
@@ -90,18 +101,22 @@ void check_quantization_config(const json& section, const std::string& path) {
   }
 }
 
-CompressedFolder::CompressedFolder(std::unique_ptr<HubTensors> stored) : stored_(std::move(stored)) {
+CompressedFolder::CompressedFolder(std::unique_ptr<HubTensors> stored)
+    : stored_(std::move(stored)) {
   for (const std::string& name : stored_->names()) {
     if (is_part(name, "_zero_point") || is_part(name, "_g_idx"))
-      throw DataError(fmt::format("reading the weights {}: {}: asymmetric grids and reordered groups are "
-                                  "not supported",
-                                  path(), name));
+      throw DataError(
+          fmt::format("reading the weights {}: {}: asymmetric grids and reordered groups are "
+                      "not supported",
+                      path(), name));
     if (!is_part(name, kPacked)) continue;
     const std::string plain = name.substr(0, name.size() - std::string(kPacked).size());
     const auto fail = [&](const std::string& why) {
-      throw DataError(fmt::format("reading the weights {}: the packed tensor {} {}", path(), plain, why));
+      throw DataError(
+          fmt::format("reading the weights {}: the packed tensor {} {}", path(), plain, why));
     };
-    if (!stored_->has(plain + kScale) || !stored_->has(plain + kShape)) fail("has no scale or no shape");
+    if (!stored_->has(plain + kScale) || !stored_->has(plain + kShape))
+      fail("has no scale or no shape");
     const SafetensorsEntry &packed = stored_->entry(name), &scale = stored_->entry(plain + kScale);
     const SafetensorsEntry& shape = stored_->entry(plain + kShape);
     if (packed.dtype != at::kInt || packed.shape.size() != 2 || scale.shape.size() != 2 ||
@@ -124,7 +139,8 @@ bool CompressedFolder::has(const std::string& name) const {
 std::vector<std::string> CompressedFolder::names() const {
   std::map<std::string, bool> names;
   for (const std::string& name : stored_->names())
-    if (!is_part(name, kPacked) && !is_part(name, kScale) && !is_part(name, kShape)) names[name] = true;
+    if (!is_part(name, kPacked) && !is_part(name, kScale) && !is_part(name, kShape))
+      names[name] = true;
   for (const auto& [name, entry] : packed_) names[name] = true;
   std::vector<std::string> sorted;
   for (const auto& [name, present] : names) sorted.push_back(name);
@@ -138,7 +154,8 @@ const SafetensorsEntry& CompressedFolder::entry(const std::string& name) const {
 
 at::Tensor CompressedFolder::read(const std::string& name) const {
   if (!packed_.count(name)) return stored_->read(name);
-  return unpack_weight({stored_->read(name + kPacked), stored_->read(name + kScale), stored_->read(name + kShape)});
+  return unpack_weight(
+      {stored_->read(name + kPacked), stored_->read(name + kScale), stored_->read(name + kShape)});
 }
 
 }  // namespace maniple

@@ -22,8 +22,10 @@ PackedWeight pack_weight(const Grid& grid, const at::Tensor& w_OI);
 // The weights in fp32. The parts' types and shapes must agree (as check_packed has found).
 at::Tensor unpack_weight(const PackedWeight& parts);
 
-// config.json's quantization_config: `modules_ignored` are the linear modules that stay as they are.
-nlohmann::ordered_json quantization_config(const Grid& grid, const std::vector<std::string>& modules_ignored);
+// config.json's quantization_config: `modules_ignored` are the linear modules that stay as they
+// are.
+nlohmann::ordered_json quantization_config(const Grid& grid,
+                                           const std::vector<std::string>& modules_ignored);
 // Throws DataError unless a config.json says what this program reads: pack-quantized, 4 bits,
 // symmetric, weights only.
 void check_quantization_config(const nlohmann::json& section, const std::string& path);

@@ -15,7 +15,8 @@ namespace maniple {
 MappedFile::MappedFile(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
-    const std::string message = fmt::format("opening the weights {}: {}", path, std::strerror(errno));
+    const std::string message =
+        fmt::format("opening the weights {}: {}", path, std::strerror(errno));
     if (errno == ENOENT) throw NoInputError(message);
     throw IoError(message);
   }
@@ -37,7 +38,8 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::copy(uint64_t offset, uint64_t size, void* to) const {
-  MANIPLE_INVARIANT(size <= size_ && offset <= size_ - size, "bytes {} + {} of {}", offset, size, size_);
+  MANIPLE_INVARIANT(size <= size_ && offset <= size_ - size, "bytes {} + {} of {}", offset, size,
+                    size_);
   if (size == 0) return;
   std::memcpy(to, data_ + offset, size);
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));

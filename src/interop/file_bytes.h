@@ -1,5 +1,5 @@
-// Bytes of files of weights: a file mapped for reading, and one written in pieces that appears under
-// its name only when it is whole.
+// Bytes of files of weights: a file mapped for reading, and one written in pieces that appears
+// under its name only when it is whole.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ class MappedFile {
   uint64_t size_ = 0;
 };
 
-// Pieces may be written in any order, none twice. Until finish() they lie in a temporary file beside
-// `path`; without it nothing appears there.
+// Pieces may be written in any order, none twice. Until finish() they lie in a temporary file
+// beside `path`; without it nothing appears there.
 class OutputFile {
  public:
   explicit OutputFile(const std::string& path);  // throws IoError, as do the others

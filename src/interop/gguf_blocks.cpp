@@ -76,11 +76,16 @@ at::Tensor copy_of(const char* bytes, int64_t n, at::ScalarType type) {
 std::string gguf_encode(GgufType type, const at::Tensor& w) {
   MANIPLE_INVARIANT(w.numel() % gguf_block(type) == 0, "{} elements", w.numel());
   switch (type) {
-    case GgufType::kF32: return raw_bytes(w, at::kFloat);
-    case GgufType::kF16: return raw_bytes(w, at::kHalf);
-    case GgufType::kBF16: return raw_bytes(w, at::kBFloat16);
-    case GgufType::kQ8_0: return encode_q8_0(w);
-    case GgufType::kQ4_0: return encode_q4_0(w);
+    case GgufType::kF32:
+      return raw_bytes(w, at::kFloat);
+    case GgufType::kF16:
+      return raw_bytes(w, at::kHalf);
+    case GgufType::kBF16:
+      return raw_bytes(w, at::kBFloat16);
+    case GgufType::kQ8_0:
+      return encode_q8_0(w);
+    case GgufType::kQ4_0:
+      return encode_q4_0(w);
   }
   throw InternalError("unknown GGUF type");
 }

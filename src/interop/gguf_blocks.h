@@ -1,6 +1,7 @@
 // The bytes of GGUF tensors (spec/model.md 4.6).
-//   Q4_0: 18 bytes for 32 values: fp16 d, then byte j = code j | code (j + 16) << 4; value d (code - 8).
-//   Q8_0: 34 bytes for 32 values: fp16 d = a / 127, then 32 int8 round(w / d), halves away from zero.
+//   Q4_0: 18 bytes for 32 values: fp16 d, then byte j = code j | code (j + 16) << 4; value d (code
+//   - 8). Q8_0: 34 bytes for 32 values: fp16 d = a / 127, then 32 int8 round(w / d), halves away
+//   from zero.
 #pragma once
 
 #include <ATen/core/Tensor.h>

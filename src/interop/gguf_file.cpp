@@ -21,7 +21,19 @@ constexpr int kMaxDims = 4;
 
 // Types of metadata values, with the format's numbers.
 enum class Kind : uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64
 };
 
 uint64_t round_up(uint64_t x, uint64_t step) { return (x + step - 1) / step * step; }
@@ -101,24 +113,36 @@ class Parser {
   GgufValue take_value(const std::string& key) {
     const auto kind = take<uint32_t>("a value's type");
     switch (static_cast<Kind>(kind)) {
-      case Kind::kU8: return static_cast<uint32_t>(take<uint8_t>("a value"));
-      case Kind::kU16: return static_cast<uint32_t>(take<uint16_t>("a value"));
-      case Kind::kU32: return take<uint32_t>("a value");
-      case Kind::kI8: return static_cast<int64_t>(take<int8_t>("a value"));
-      case Kind::kI16: return static_cast<int64_t>(take<int16_t>("a value"));
-      case Kind::kI32: return static_cast<int64_t>(take<int32_t>("a value"));
-      case Kind::kI64: return take<int64_t>("a value");
+      case Kind::kU8:
+        return static_cast<uint32_t>(take<uint8_t>("a value"));
+      case Kind::kU16:
+        return static_cast<uint32_t>(take<uint16_t>("a value"));
+      case Kind::kU32:
+        return take<uint32_t>("a value");
+      case Kind::kI8:
+        return static_cast<int64_t>(take<int8_t>("a value"));
+      case Kind::kI16:
+        return static_cast<int64_t>(take<int16_t>("a value"));
+      case Kind::kI32:
+        return static_cast<int64_t>(take<int32_t>("a value"));
+      case Kind::kI64:
+        return take<int64_t>("a value");
       case Kind::kU64: {
         const auto x = take<uint64_t>("a value");
         if (x > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
           fail(fmt::format("{} = {} is too large", key, x));
         return static_cast<int64_t>(x);
       }
-      case Kind::kF32: return take<float>("a value");
-      case Kind::kF64: return take<double>("a value");
-      case Kind::kBool: return take<uint8_t>("a value") != 0;
-      case Kind::kString: return take_text("a text");
-      case Kind::kArray: return take_list(key);
+      case Kind::kF32:
+        return take<float>("a value");
+      case Kind::kF64:
+        return take<double>("a value");
+      case Kind::kBool:
+        return take<uint8_t>("a value") != 0;
+      case Kind::kString:
+        return take_text("a text");
+      case Kind::kArray:
+        return take_list(key);
     }
     fail(fmt::format("{} is of the unknown type {}", key, kind));
   }
@@ -135,19 +159,27 @@ class Parser {
     const auto kind = take<uint32_t>("a list's type");
     switch (static_cast<Kind>(kind)) {
       case Kind::kBool:
-      case Kind::kU8: return take_numbers<uint8_t, int32_t>();
-      case Kind::kI8: return take_numbers<int8_t, int32_t>();
-      case Kind::kU16: return take_numbers<uint16_t, int32_t>();
-      case Kind::kI16: return take_numbers<int16_t, int32_t>();
-      case Kind::kU32: return take_numbers<uint32_t, int32_t>();
-      case Kind::kI32: return take_numbers<int32_t, int32_t>();
-      case Kind::kF32: return take_numbers<float, float>();
+      case Kind::kU8:
+        return take_numbers<uint8_t, int32_t>();
+      case Kind::kI8:
+        return take_numbers<int8_t, int32_t>();
+      case Kind::kU16:
+        return take_numbers<uint16_t, int32_t>();
+      case Kind::kI16:
+        return take_numbers<int16_t, int32_t>();
+      case Kind::kU32:
+        return take_numbers<uint32_t, int32_t>();
+      case Kind::kI32:
+        return take_numbers<int32_t, int32_t>();
+      case Kind::kF32:
+        return take_numbers<float, float>();
       case Kind::kString: {
         std::vector<std::string> list(take_count("texts", sizeof(uint64_t)));
         for (std::string& text : list) text = take_text("a text");
         return list;
       }
-      default: fail(fmt::format("{} is a list of type {}, which is not supported", key, kind));
+      default:
+        fail(fmt::format("{} is a list of type {}, which is not supported", key, kind));
     }
   }
 
@@ -157,7 +189,8 @@ class Parser {
 };
 
 bool known(uint32_t type) {
-  for (const GgufType t : {GgufType::kF32, GgufType::kF16, GgufType::kQ4_0, GgufType::kQ8_0, GgufType::kBF16})
+  for (const GgufType t :
+       {GgufType::kF32, GgufType::kF16, GgufType::kQ4_0, GgufType::kQ8_0, GgufType::kBF16})
     if (type == static_cast<uint32_t>(t)) return true;
   return false;
 }
@@ -166,7 +199,8 @@ GgufTensor take_tensor(Parser& in) {
   GgufTensor tensor;
   tensor.name = in.take_text("a tensor's name");
   const auto dims = in.take<uint32_t>("a tensor's dims");
-  if (dims == 0 || dims > kMaxDims) in.fail(fmt::format("tensor {} has {} dims", tensor.name, dims));
+  if (dims == 0 || dims > kMaxDims)
+    in.fail(fmt::format("tensor {} has {} dims", tensor.name, dims));
   int64_t elements = 1;
   for (uint32_t d = 0; d < dims; ++d) {
     const auto extent = in.take<uint64_t>("a tensor's shape");
@@ -178,9 +212,10 @@ GgufTensor take_tensor(Parser& in) {
   }
   const auto type = in.take<uint32_t>("a tensor's type");
   if (!known(type))
-    in.fail(fmt::format("tensor {} is of type {}; F32 (0), F16 (1), Q4_0 (2), Q8_0 (8) and BF16 (30) "
-                        "are supported",
-                        tensor.name, type));
+    in.fail(
+        fmt::format("tensor {} is of type {}; F32 (0), F16 (1), Q4_0 (2), Q8_0 (8) and BF16 (30) "
+                    "are supported",
+                    tensor.name, type));
   tensor.type = static_cast<GgufType>(type);
   if (tensor.shape.back() % gguf_block(tensor.type) != 0)
     in.fail(fmt::format("tensor {} has rows of {}, no multiple of the block of {}", tensor.name,
@@ -192,11 +227,16 @@ GgufTensor take_tensor(Parser& in) {
 
 const char* gguf_type_name(GgufType type) {
   switch (type) {
-    case GgufType::kF32: return "F32";
-    case GgufType::kF16: return "F16";
-    case GgufType::kQ4_0: return "Q4_0";
-    case GgufType::kQ8_0: return "Q8_0";
-    case GgufType::kBF16: return "BF16";
+    case GgufType::kF32:
+      return "F32";
+    case GgufType::kF16:
+      return "F16";
+    case GgufType::kQ4_0:
+      return "Q4_0";
+    case GgufType::kQ8_0:
+      return "Q8_0";
+    case GgufType::kBF16:
+      return "BF16";
   }
   return "?";
 }
@@ -208,10 +248,14 @@ int64_t gguf_block(GgufType type) {
 int64_t gguf_bytes(GgufType type, int64_t elements) {
   const int64_t blocks = elements / gguf_block(type);
   switch (type) {
-    case GgufType::kF32: return 4 * blocks;
-    case GgufType::kQ4_0: return 18 * blocks;
-    case GgufType::kQ8_0: return 34 * blocks;
-    default: return 2 * blocks;
+    case GgufType::kF32:
+      return 4 * blocks;
+    case GgufType::kQ4_0:
+      return 18 * blocks;
+    case GgufType::kQ8_0:
+      return 34 * blocks;
+    default:
+      return 2 * blocks;
   }
 }
 
@@ -243,7 +287,8 @@ GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata,
     out.put(offset);
     const bool fresh = slots_.emplace(tensor.name, Slot{tensor, offset}).second;
     MANIPLE_INVARIANT(fresh, "the tensor {} is declared twice", tensor.name);
-    offset += round_up(static_cast<uint64_t>(gguf_bytes(tensor.type, tensor.elements())), kAlignment);
+    offset +=
+        round_up(static_cast<uint64_t>(gguf_bytes(tensor.type, tensor.elements())), kAlignment);
   }
   out.text.resize(round_up(out.text.size(), kAlignment), '\0');
   for (auto& [name, slot] : slots_) slot.offset += out.text.size();
@@ -256,8 +301,8 @@ void GgufWriter::write(const std::string& tensor, int64_t first, const std::stri
   const auto found = slots_.find(tensor);
   MANIPLE_INVARIANT(found != slots_.end(), "the tensor {} was not declared", tensor);
   Slot& slot = found->second;
-  file_.write(slot.offset + static_cast<uint64_t>(gguf_bytes(slot.tensor.type, first)), bytes.data(),
-              bytes.size());
+  file_.write(slot.offset + static_cast<uint64_t>(gguf_bytes(slot.tensor.type, first)),
+              bytes.data(), bytes.size());
   slot.written += static_cast<int64_t>(bytes.size());
 }
 
@@ -289,12 +334,14 @@ GgufFile::GgufFile(const std::string& path) : path_(path), file_(path) {
       in.fail("general.alignment is no power of two");
     alignment = *value;
   }
-  if (num_tensors > file_.size()) in.fail(fmt::format("{} tensors do not fit the file", num_tensors));
+  if (num_tensors > file_.size())
+    in.fail(fmt::format("{} tensors do not fit the file", num_tensors));
   for (uint64_t i = 0; i < num_tensors; ++i) {
     GgufTensor tensor = take_tensor(in);
     const auto offset = in.take<uint64_t>("a tensor's offset");
     if (offset % alignment != 0)
-      in.fail(fmt::format("tensor {} lies at {}, no multiple of {}", tensor.name, offset, alignment));
+      in.fail(
+          fmt::format("tensor {} lies at {}, no multiple of {}", tensor.name, offset, alignment));
     if (!begin_.emplace(tensor.name, offset).second)
       in.fail(fmt::format("the tensor {} appears twice", tensor.name));
     tensors_.emplace(tensor.name, std::move(tensor));

@@ -18,8 +18,8 @@ namespace maniple {
 // Types of tensors, with the format's numbers.
 enum class GgufType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kBF16 = 30 };
 const char* gguf_type_name(GgufType type);
-int64_t gguf_block(GgufType type);                         // elements that are stored together
-int64_t gguf_bytes(GgufType type, int64_t elements);       // elements: whole blocks
+int64_t gguf_block(GgufType type);                    // elements that are stored together
+int64_t gguf_bytes(GgufType type, int64_t elements);  // elements: whole blocks
 
 // Values of the metadata: what this program writes, and what it understands when reading (integers
 // of every width become uint32_t or int64_t, reals float or double).
@@ -37,7 +37,8 @@ struct GgufTensor {
 // Written tensor by tensor, each in one or more pieces of whole blocks, in any order.
 class GgufWriter {
  public:
-  GgufWriter(const std::string& path, const GgufMetadata& metadata, std::vector<GgufTensor> tensors);
+  GgufWriter(const std::string& path, const GgufMetadata& metadata,
+             std::vector<GgufTensor> tensors);
   // `bytes` encoded elements [first, first + n) of a tensor, in the order of memory.
   void write(const std::string& tensor, int64_t first, const std::string& bytes);
   void finish();  // every byte must have been written
@@ -60,7 +61,8 @@ class GgufFile {
   const std::map<std::string, GgufValue>& metadata() const { return metadata_; }
   const std::map<std::string, GgufTensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
-  // Elements [first, first + n) (whole blocks) decoded: BF16, F16 and F32 as they are, blocks to F32.
+  // Elements [first, first + n) (whole blocks) decoded: BF16, F16 and F32 as they are, blocks to
+  // F32.
   at::Tensor read(const std::string& tensor, int64_t first, int64_t n) const;
 
  private:

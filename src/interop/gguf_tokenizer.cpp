@@ -11,7 +11,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int32_t kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5;  // llama.cpp's token types
+constexpr int32_t kNormal = 1, kControl = 3, kUserDefined = 4,
+                  kUnused = 5;  // llama.cpp's token types
 
 std::string utf8(uint32_t code) {
   if (code < 0x80) return {static_cast<char>(code)};
@@ -29,8 +30,8 @@ std::string byte_character(int byte) {
   return utf8(next);
 }
 
-GgufMetadata metadata(const std::string& pre, std::vector<std::string> tokens, std::vector<int32_t> types,
-                      std::vector<std::string> merges) {
+GgufMetadata metadata(const std::string& pre, std::vector<std::string> tokens,
+                      std::vector<int32_t> types, std::vector<std::string> merges) {
   return {{"tokenizer.ggml.model", std::string("gpt2")},
           {"tokenizer.ggml.pre", pre},
           {"tokenizer.ggml.tokens", std::move(tokens)},
@@ -67,8 +68,10 @@ std::string pre_name(const json& tokenizer, std::string* warning) {
   if (regex == words + "\\p{N}{1,3}" + rest) return "llama-bpe";
   if (regex.empty() && split_by_gpt2) return "gpt-2";
   if (!regex.empty())
-    *warning = "tokenizer.json splits text by a rule that has no known name: tokenizer.ggml.pre is 'default', "
-               "and a runtime may tokenise otherwise";
+    *warning =
+        "tokenizer.json splits text by a rule that has no known name: tokenizer.ggml.pre is "
+        "'default', "
+        "and a runtime may tokenise otherwise";
   return "default";
 }
 
@@ -103,26 +106,33 @@ GgufMetadata byte_tokenizer(int64_t vocab_size) {
 GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std::string* warning) {
   const std::string path = folder + "/tokenizer.json";
   if (folder.empty() || !std::filesystem::exists(path)) {
-    *warning = "there is no tokenizer.json: the file has no tokenizer, and runtimes that need one refuse it";
+    *warning =
+        "there is no tokenizer.json: the file has no tokenizer, and runtimes that need one refuse "
+        "it";
     return {};
   }
   const json tokenizer = json::parse(read_file(path, "tokenizer"), nullptr, false);
-  const auto fail = [&](const std::string& why) { throw DataError(fmt::format("reading {}: {}", path, why)); };
+  const auto fail = [&](const std::string& why) {
+    throw DataError(fmt::format("reading {}: {}", path, why));
+  };
   if (!tokenizer.is_object()) fail("it is not a JSON object");
   const json model = tokenizer.value("model", json());
   const bool bpe = model.is_object() && model.contains("vocab") && model["vocab"].is_object() &&
                    model.contains("merges") && model["merges"].is_array();
   const std::string pre = bpe ? pre_name(tokenizer, warning) : "";
   if (pre.empty()) {
-    *warning = "tokenizer.json is no byte-level BPE: the file has no tokenizer, and runtimes that need one "
-               "refuse it";
+    *warning =
+        "tokenizer.json is no byte-level BPE: the file has no tokenizer, and runtimes that need "
+        "one "
+        "refuse it";
     return {};
   }
   std::vector<std::string> tokens(vocab_size);
   std::vector<int32_t> types(vocab_size, kUnused);
   const auto put = [&](const json& id, const std::string& token, int32_t type) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab_size))
-      fail(fmt::format("the token '{}' has the id {}, the model has {} ids", token, id.dump(), vocab_size));
+      fail(fmt::format("the token '{}' has the id {}, the model has {} ids", token, id.dump(),
+                       vocab_size));
     tokens[id.get<uint64_t>()] = token;
     types[id.get<uint64_t>()] = type;
   };
@@ -146,7 +156,8 @@ GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std
   }
   GgufMetadata out = metadata(pre, std::move(tokens), std::move(types), std::move(merges));
   if (std::filesystem::exists(folder + "/config.json")) {
-    const json config = json::parse(read_file(folder + "/config.json", "model config"), nullptr, false);
+    const json config =
+        json::parse(read_file(folder + "/config.json", "model config"), nullptr, false);
     if (config.is_object()) {
       add_special(config, "bos_token_id", "tokenizer.ggml.bos_token_id", out);
       add_special(config, "eos_token_id", "tokenizer.ggml.eos_token_id", out);

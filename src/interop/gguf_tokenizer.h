@@ -11,8 +11,8 @@ namespace maniple {
 GgufMetadata byte_tokenizer(int64_t vocab_size);
 
 // The tokenizer of a Hugging Face folder: tokenizer.json (and config.json's bos and eos). Adds
-// nothing and says why in `warning` where there is none, or one of another kind than byte-level BPE.
-// Throws DataError for a tokenizer.json that contradicts itself or the vocabulary.
+// nothing and says why in `warning` where there is none, or one of another kind than byte-level
+// BPE. Throws DataError for a tokenizer.json that contradicts itself or the vocabulary.
 GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std::string* warning);
 
 }  // namespace maniple

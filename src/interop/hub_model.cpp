@@ -18,8 +18,8 @@ constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kQuantization = "quantization_config";
 
 bool is_weights(const std::string& name) {
-  for (const char* tail : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx",
-                           ".safetensors.index.json", ".bin.index.json"})
+  for (const char* tail : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack",
+                           ".onnx", ".safetensors.index.json", ".bin.index.json"})
     if (name.ends_with(tail)) return true;
   return false;
 }
@@ -84,7 +84,8 @@ void keep_hub_files(const std::string& from, const std::string& to) {
   for (const std::string& name : names)
     if (fs::exists(from + "/" + name)) copy_file(from + "/" + name, to + "/" + name);
   if (fs::is_directory(from + "/headers")) {
-    for (const auto& [name, header] : kept_headers(from)) write_file_atomic(to + "/headers/" + name, header);
+    for (const auto& [name, header] : kept_headers(from))
+      write_file_atomic(to + "/headers/" + name, header);
   } else {
     for (const auto& [name, header] : SafetensorsFolder(from).headers())
       write_file_atomic(to + "/headers/" + name, header);

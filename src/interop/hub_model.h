@@ -24,9 +24,9 @@ HubModel open_hub_model(const std::string& path);
 // like. File names, sorted; subfolders and weights in other formats are left out.
 std::vector<std::string> companion_files(const std::string& folder);
 
-// --- What an imported model brings along, kept in `hub/` of a run folder, so that an export can give
-// it back: config.json, companion files, the index of sharded weights, and headers/<file> with the
-// header of each file of weights.
+// --- What an imported model brings along, kept in `hub/` of a run folder, so that an export can
+// give it back: config.json, companion files, the index of sharded weights, and headers/<file> with
+// the header of each file of weights.
 
 // Copies it from `from`, a Hugging Face folder or another run's `hub/`. Throws IoError.
 void keep_hub_files(const std::string& from, const std::string& to);

@@ -31,8 +31,9 @@ struct DtypeName {
 
 // In the order in which the reference implementation lays tensors out.
 constexpr DtypeName kDtypes[] = {
-    {"I64", at::ScalarType::Long}, {"F64", at::ScalarType::Double},    {"F32", at::ScalarType::Float},
-    {"I32", at::ScalarType::Int},  {"BF16", at::ScalarType::BFloat16}, {"F16", at::ScalarType::Half},
+    {"I64", at::ScalarType::Long},      {"F64", at::ScalarType::Double},
+    {"F32", at::ScalarType::Float},     {"I32", at::ScalarType::Int},
+    {"BF16", at::ScalarType::BFloat16}, {"F16", at::ScalarType::Half},
 };
 
 const DtypeName* find_dtype(const std::string& name) {
@@ -152,15 +153,16 @@ std::vector<ParsedEntry> parse_tensors(const std::string& path, const std::strin
   uint64_t expected = 0;
   for (const ParsedEntry& tensor : parsed) {
     if (tensor.begin != expected || (data_size && tensor.end > *data_size))
-      throw DataError(fmt::format(
-          "{}: tensor {} lies at bytes {} to {} where {} was expected, of "
-          "{}: tensors must tile the data without holes or overlap",
-          path, shown(tensor.entry.name), tensor.begin, tensor.end, expected, data_size.value_or(0)));
+      throw DataError(
+          fmt::format("{}: tensor {} lies at bytes {} to {} where {} was expected, of "
+                      "{}: tensors must tile the data without holes or overlap",
+                      path, shown(tensor.entry.name), tensor.begin, tensor.end, expected,
+                      data_size.value_or(0)));
     expected = tensor.end;
   }
   if (data_size && expected != *data_size)
-    throw DataError(fmt::format("{}: the tensors end at byte {} of {} bytes of data", path, expected,
-                                *data_size));
+    throw DataError(fmt::format("{}: the tensors end at byte {} of {} bytes of data", path,
+                                expected, *data_size));
   return parsed;
 }
 
@@ -169,7 +171,8 @@ std::vector<ParsedEntry> parse_tensors(const std::string& path, const std::strin
 std::vector<SafetensorsEntry> parse_safetensors_header(const std::string& path,
                                                        const std::string& header) {
   std::vector<SafetensorsEntry> entries;
-  for (ParsedEntry& tensor : parse_tensors(path, header, {})) entries.push_back(std::move(tensor.entry));
+  for (ParsedEntry& tensor : parse_tensors(path, header, {}))
+    entries.push_back(std::move(tensor.entry));
   return entries;
 }
 

@@ -15,9 +15,11 @@ namespace maniple {
 
 // The tensors that a header declares, in the order of their bytes. `path` names it in messages.
 // Throws DataError.
-std::vector<SafetensorsEntry> parse_safetensors_header(const std::string& path, const std::string& header);
+std::vector<SafetensorsEntry> parse_safetensors_header(const std::string& path,
+                                                       const std::string& header);
 
-// A file, memory-mapped, of types F64 F32 BF16 F16 I64 I32. Reading is const and safe from several threads.
+// A file, memory-mapped, of types F64 F32 BF16 F16 I64 I32. Reading is const and safe from several
+// threads.
 class SafetensorsFile {
  public:
   // Throws NoInputError (no such file), IoError, DataError (header).

@@ -18,7 +18,8 @@ void check_rows(const Grid& grid, const std::string& format, const char* axis, i
   const bool whole = grid.group > 0 && inputs % degree == 0 && inputs / degree % grid.group == 0;
   if (whole) return;
   throw ConfigError(fmt::format(
-      "quant.format={} takes one scale for {} inputs, and parallel.{}={} divides the {} inputs of {} "
+      "quant.format={} takes one scale for {} inputs, and parallel.{}={} divides the {} inputs of "
+      "{} "
       "among ranks; a scale must not straddle ranks: choose {}",
       format, grid.group ? std::to_string(grid.group) : "all", axis, degree, inputs, what,
       grid.group ? fmt::format("a {} that divides {}", axis, inputs / grid.group)
@@ -55,29 +56,34 @@ bool on_grid(const Grid& grid, const std::string& parameter, const std::vector<i
 void check_grid_on_model(const Grid& grid, const std::string& format, const ModelConfig& model) {
   const bool experts = any_layer(model, true);
   const int64_t hidden = model.hidden_size, width = model.expert_size;
-  if (grid.kind == GridKind::kInt4Group && experts && !(grid.divides(hidden) && grid.divides(width)))
-    throw ConfigError(fmt::format(
-        "the grid {} needs a hidden_size and a width of the experts that are multiples of {}, and they are {} "
-        "and {}; choose int4_channel or q4_0",
-        format, grid.group, hidden, width));
+  if (grid.kind == GridKind::kInt4Group && experts &&
+      !(grid.divides(hidden) && grid.divides(width)))
+    throw ConfigError(
+        fmt::format("the grid {} needs a hidden_size and a width of the experts that are multiples "
+                    "of {}, and they are {} "
+                    "and {}; choose int4_channel or q4_0",
+                    format, grid.group, hidden, width));
   const bool any = grid.divides(hidden) || grid.divides(model.num_heads * model.head_dim) ||
                    (experts && grid.divides(width)) ||
                    (any_layer(model, false) && grid.divides(model.intermediate_size));
   if (!any)
-    throw ConfigError(fmt::format(
-        "the grid {} takes rows that are multiples of {}, and no matrix of this model has them (hidden_size "
-        "{}); choose int4_channel",
-        format, grid.group, hidden));
+    throw ConfigError(
+        fmt::format("the grid {} takes rows that are multiples of {}, and no matrix of this model "
+                    "has them (hidden_size "
+                    "{}); choose int4_channel",
+                    format, grid.group, hidden));
 }
 
 void check_grid_on_mesh(const Grid& grid, const std::string& format, const ModelConfig& model,
                         const MeshShape& mesh) {
   check_grid_on_model(grid, format, model);
   check_rows(grid, format, "tp", mesh.tp, "o_proj", model.num_heads * model.head_dim);
-  if (any_layer(model, false)) check_rows(grid, format, "tp", mesh.tp, "down_proj", model.intermediate_size);
+  if (any_layer(model, false))
+    check_rows(grid, format, "tp", mesh.tp, "down_proj", model.intermediate_size);
   if (!any_layer(model, true)) return;
   if (model.shared_expert_size > 0)
-    check_rows(grid, format, "tp", mesh.tp, "the shared expert's down_proj", model.shared_expert_size);
+    check_rows(grid, format, "tp", mesh.tp, "the shared expert's down_proj",
+               model.shared_expert_size);
   check_rows(grid, format, "etp", mesh.etp, "the experts' down_proj", model.expert_size);
 }
 
@@ -90,8 +96,9 @@ std::vector<std::string> FakeQuantizer::left_off(const ParameterStore& store) co
   }
   std::vector<std::string> lines;
   for (const auto& [why, names] : by_reason)
-    lines.push_back(fmt::format("not quantised: {}{}: {}", names.front(),
-                                names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
+    lines.push_back(
+        fmt::format("not quantised: {}{}: {}", names.front(),
+                    names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
   return lines;
 }
 
@@ -111,7 +118,8 @@ void FakeQuantizer::apply(ParameterStore& store) const {
     auto& group = store.group(p.group);
     if (!group.grad_mask.defined())
       group.grad_mask = at::ones(group.grad.sizes(), group.grad.options().dtype(at::kBool));
-    fake_quantize_(grid_, p.value, group.grad_mask.narrow(0, p.flat_begin, p.numel()).view(p.shape));
+    fake_quantize_(grid_, p.value,
+                   group.grad_mask.narrow(0, p.flat_begin, p.numel()).view(p.shape));
   }
 }
 

@@ -1,7 +1,7 @@
 // Quantisation-aware training: which weights lie on the grid, and putting the working copies there.
 //
-// After every publish the working copy of a quantised weight is replaced by its nearest value on the
-// grid; forward and backward compute with it, and its gradient goes to the master unchanged
+// After every publish the working copy of a quantised weight is replaced by its nearest value on
+// the grid; forward and backward compute with it, and its gradient goes to the master unchanged
 // (identity estimator) or not at all where the rounded value was out of range (clipped). Each rank
 // quantises what it holds from what the publish gave it, so every layout gets the same bits.
 #pragma once
@@ -13,7 +13,8 @@
 namespace maniple {
 
 // Whether a parameter lies on the grid: the projections of attention and feed-forward, expert by
-// expert (spec/model.md 4.5). Embedding, head, norms, biases, router and shared-expert gate never do.
+// expert (spec/model.md 4.5). Embedding, head, norms, biases, router and shared-expert gate never
+// do.
 bool is_quantizable(const std::string& parameter);
 // "" if the grid takes this quantisable parameter (global shape), else why not: its rows are no
 // whole groups. Of the int4 groups an expert takes all three matrices or none (spec 4.6).

@@ -29,7 +29,8 @@ void fake_quantize_row(const Grid& grid, float* w, int64_t n, const Note& note_a
 template <typename T>
 void fake_quantize_host(const Grid& grid, T* w, bool* inside, int64_t numel, int64_t inputs) {
   const int64_t group = grid.group_of(inputs), num_groups = numel / group;
-  const bool round = grid.model_type == at::ScalarType::BFloat16 && !std::is_same_v<T, c10::BFloat16>;
+  const bool round =
+      grid.model_type == at::ScalarType::BFloat16 && !std::is_same_v<T, c10::BFloat16>;
   const int64_t grain = std::max<int64_t>(1, kTaskElements / group);
   parallel_ranges(num_groups, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> row(group);
@@ -52,7 +53,8 @@ at::Tensor reference_sfp8(const at::Tensor& x) {
   const at::Tensor power = magnitude.view(at::kInt).bitwise_and(0x7f800000).view(at::kFloat);
   const at::Tensor step = power * at::where(magnitude >= 0x1p-7, 0.125, 0.25).to(x.scalar_type());
   at::Tensor y = at::where(magnitude > 0, (magnitude / step).round() * step, at::zeros_like(x));
-  y = at::where(y == 0x1p-23, at::full_like(y, 0x1.4p-23), at::where(y < 0x1p-23, at::zeros_like(y), y));
+  y = at::where(y == 0x1p-23, at::full_like(y, 0x1.4p-23),
+                at::where(y < 0x1p-23, at::zeros_like(y), y));
   return at::copysign(y, x);
 }
 
@@ -80,13 +82,14 @@ Quantized quantize(const Grid& grid, const at::Tensor& w_OI) {
   const float* from = w.const_data_ptr<float>();
   auto* to = q.data_ptr<int8_t>();
   auto* scales = scale.data_ptr<float>();
-  parallel_ranges(scale.numel(), std::max<int64_t>(1, kTaskElements / group), [&](int64_t begin, int64_t end) {
-    std::vector<float> row(group);
-    for (int64_t g = begin; g < end; ++g) {
-      scales[g] = quantize_group(grid, from + g * group, group, row.data(), NoMask{});
-      for (int64_t i = 0; i < group; ++i) to[g * group + i] = static_cast<int8_t>(row[i]);
-    }
-  });
+  parallel_ranges(
+      scale.numel(), std::max<int64_t>(1, kTaskElements / group), [&](int64_t begin, int64_t end) {
+        std::vector<float> row(group);
+        for (int64_t g = begin; g < end; ++g) {
+          scales[g] = quantize_group(grid, from + g * group, group, row.data(), NoMask{});
+          for (int64_t i = 0; i < group; ++i) to[g * group + i] = static_cast<int8_t>(row[i]);
+        }
+      });
   return {q, scale};
 }
 
@@ -112,10 +115,14 @@ void fake_quantize_(const Grid& grid, at::Tensor w, at::Tensor inside) {
 at::Tensor fake_quantize_reference(const Grid& grid, const at::Tensor& w, at::Tensor* inside) {
   const int64_t group = grid.group_of(w.size(-1));
   const at::Tensor x = w.to(at::kFloat).to(grid.model_type).to(at::kFloat).reshape({-1, group});
-  const auto stored = [&](const at::Tensor& scale) { return scale.to(grid.model_type).to(at::kFloat); };
+  const auto stored = [&](const at::Tensor& scale) {
+    return scale.to(grid.model_type).to(at::kFloat);
+  };
   const at::Tensor zero = at::zeros({1}, x.options());
   // By a tensor: a division by a scalar is a product with its inverse on some devices.
-  const auto over = [](const at::Tensor& t, double divisor) { return t / at::full_like(t, divisor); };
+  const auto over = [](const at::Tensor& t, double divisor) {
+    return t / at::full_like(t, divisor);
+  };
   const at::Tensor a = x.abs().amax(1, true);
   at::Tensor y, in;
   if (grid.kind == GridKind::kInt4Channel || grid.kind == GridKind::kInt4Group) {

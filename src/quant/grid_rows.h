@@ -89,7 +89,8 @@ inline float round_sfp8(float x) {
   const float step = power * (magnitude >= 0x1p-7f ? 0.125f : 0.25f);
   float y = step > 0 ? round_even(magnitude / step) * step : 0;
   if (y <= 0x1p-23f) y = y == 0x1p-23f ? 0x1.4p-23f : 0;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(y) | (std::bit_cast<uint32_t>(x) & 0x80000000u));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(y) |
+                              (std::bit_cast<uint32_t>(x) & 0x80000000u));
 }
 
 }  // namespace maniple::grid_rows

@@ -13,8 +13,10 @@ CheckpointWeights::CheckpointWeights(const CheckpointInfo& checkpoint, const Mod
   for (const NamedShape& parameter : model_parameters(model))
     for (const HubSlice& slice : hub_slices(model, parameter.name)) {
       const auto listed = types.find(slice.name);
-      places_[slice.name] = {parameter.name, slice.index,
-                             {slice.name, listed == types.end() ? type : listed->second, slice.shape}};
+      places_[slice.name] = {
+          parameter.name,
+          slice.index,
+          {slice.name, listed == types.end() ? type : listed->second, slice.shape}};
     }
 }
 
@@ -31,7 +33,9 @@ const CheckpointWeights::Place& CheckpointWeights::place(const std::string& name
   return found->second;
 }
 
-const SafetensorsEntry& CheckpointWeights::entry(const std::string& name) const { return place(name).entry; }
+const SafetensorsEntry& CheckpointWeights::entry(const std::string& name) const {
+  return place(name).entry;
+}
 
 at::Tensor CheckpointWeights::read(const std::string& name) const {
   const Place& p = place(name);
@@ -39,14 +43,15 @@ at::Tensor CheckpointWeights::read(const std::string& name) const {
     const std::string master = "master/" + p.parameter;
     const auto stored = stored_.find(master);
     if (stored == stored_.end())
-      throw CheckpointError(fmt::format("{} has no tensor {}; it is of another model", path(), master));
+      throw CheckpointError(
+          fmt::format("{} has no tensor {}; it is of another model", path(), master));
     const std::vector<int64_t>& shape = stored->second.global_shape;
     const bool wide = stored->second.type == ElementType::kF64;
     cached_.reset();
     at::Tensor whole = at::empty(shape, at::TensorOptions(wide ? at::kDouble : at::kFloat));
     std::vector<TensorSlice> slices = {{master, stored->second.type, shape,
-                                        std::vector<int64_t>(shape.size(), 0), shape, 0, whole.numel(),
-                                        whole.data_ptr()}};
+                                        std::vector<int64_t>(shape.size(), 0), shape, 0,
+                                        whole.numel(), whole.data_ptr()}};
     load_slices(checkpoint_, slices);
     cached_ = whole;
     cached_name_ = p.parameter;

@@ -28,7 +28,8 @@ constexpr int64_t kShardBytes = 5'000'000'000;
 constexpr const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_tokens.weight";
 
 void copy_companions(const std::string& from, const std::string& to) {
-  for (const std::string& name : companion_files(from)) write_file_atomic(to + "/" + name, read_file(from + "/" + name));
+  for (const std::string& name : companion_files(from))
+    write_file_atomic(to + "/" + name, read_file(from + "/" + name));
 }
 
 // The class that transformers loads a family with.
@@ -42,9 +43,11 @@ const char* architecture(const std::string& model_type) {
 // config.json for weights that are not those of the imported files.
 ordered_json config_for(const ModelSource& source, at::ScalarType type) {
   ordered_json config = source.config;
-  if (!config.contains("architectures")) config["architectures"] = {architecture(source.model.model_type)};
+  if (!config.contains("architectures"))
+    config["architectures"] = {architecture(source.model.model_type)};
   const char* name = type == at::kBFloat16 ? "bfloat16" : type == at::kHalf ? "float16" : "float32";
-  config[config.contains("dtype") && !config.contains("torch_dtype") ? "dtype" : "torch_dtype"] = name;
+  config[config.contains("dtype") && !config.contains("torch_dtype") ? "dtype" : "torch_dtype"] =
+      name;
   if (source.byte_tokens)
     for (const char* id : {"bos_token_id", "eos_token_id"})
       if (!config.contains(id)) config[id] = 256;
@@ -80,9 +83,9 @@ void write_shards(const std::string& folder, const std::vector<Group>& groups,
   ordered_json map = ordered_json::object();
   std::map<std::string, std::string> sorted;
   for (size_t s = 0; s < shards.size(); ++s) {
-    const std::string name = shards.size() == 1
-                                 ? "model.safetensors"
-                                 : fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards.size());
+    const std::string name =
+        shards.size() == 1 ? "model.safetensors"
+                           : fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards.size());
     std::vector<SafetensorsEntry> entries;
     for (const size_t g : shards[s])
       for (const SafetensorsEntry& entry : groups[g]) {
@@ -105,7 +108,8 @@ void write_in_kept_layout(const ModelSource& source, const std::string& folder) 
     SafetensorsWriter writer(folder + "/" + file, header);
     for (const SafetensorsEntry& entry : writer.entries()) {
       const bool tied_copy = entry.name == kHead && !source.weights->has(kHead);
-      writer.write(entry.name, source.weights->read(tied_copy ? kEmbedding : entry.name).to(entry.dtype));
+      writer.write(entry.name,
+                   source.weights->read(tied_copy ? kEmbedding : entry.name).to(entry.dtype));
     }
     writer.finish();
   }
@@ -132,31 +136,36 @@ void write_hf(const ModelSource& source, const ExportPlan& plan, const std::stri
     write_in_kept_layout(source, folder);
   } else {
     std::vector<Group> groups;
-    for (const ExportTensor& t : plan.tensors) groups.push_back({{t.name, scalar_type(t.type), t.shape}});
+    for (const ExportTensor& t : plan.tensors)
+      groups.push_back({{t.name, scalar_type(t.type), t.shape}});
     type = scalar_type(plan.find(kEmbedding).type);
     write_shards(folder, groups, [&](size_t g, SafetensorsWriter& writer) {
       const ExportTensor& t = plan.tensors[g];
-      writer.write(t.name, as_exported(plan, t, source.weights->read(t.name)).to(scalar_type(t.type)));
+      writer.write(t.name,
+                   as_exported(plan, t, source.weights->read(t.name)).to(scalar_type(t.type)));
     });
   }
   copy_companions(source.companions, folder);
   const bool unchanged = keep && !source.config_text.empty();
   write_file_atomic(folder + "/config.json",
-                    unchanged ? source.config_text : config_for(source, keep ? source.model_type : type).dump(2) + "\n");
+                    unchanged ? source.config_text
+                              : config_for(source, keep ? source.model_type : type).dump(2) + "\n");
 }
 
 // --- compressed-tensors
 
 std::string module_of(const std::string& weight) { return weight.substr(0, weight.rfind('.')); }
 
-void write_compressed(const ModelSource& source, const ExportPlan& plan, const std::string& folder) {
+void write_compressed(const ModelSource& source, const ExportPlan& plan,
+                      const std::string& folder) {
   ensure_directory(folder);
   std::vector<Group> groups;
   std::vector<std::string> ignored = {"lm_head", "re:.*\\.gate$", "re:.*shared_expert_gate$"};
   for (const ExportTensor& t : plan.tensors) {
     if (!t.packed) {
       groups.push_back({{t.name, scalar_type(t.type), t.shape}});
-      if (plan.grid && !t.on_grid && t.name.ends_with("_proj.weight")) ignored.push_back(module_of(t.name));
+      if (plan.grid && !t.on_grid && t.name.ends_with("_proj.weight"))
+        ignored.push_back(module_of(t.name));
       continue;
     }
     const int64_t groups_of_row = t.shape[1] / plan.grid->group_of(t.shape[1]);
@@ -190,15 +199,21 @@ uint32_t file_type(const std::vector<GgufTensor>& tensors, const std::vector<Ggu
   for (const auto& [type, n] : count)
     if (n > count[most]) most = type;
   switch (most) {
-    case GgufType::kF16: return 1;
-    case GgufType::kQ4_0: return 2;
-    case GgufType::kQ8_0: return 7;
-    case GgufType::kBF16: return 32;
-    default: return 0;
+    case GgufType::kF16:
+      return 1;
+    case GgufType::kQ4_0:
+      return 2;
+    case GgufType::kQ8_0:
+      return 7;
+    case GgufType::kBF16:
+      return 32;
+    default:
+      return 0;
   }
 }
 
-void write_gguf(const ModelSource& source, ExportPlan& plan, const std::string& path, const std::string& name) {
+void write_gguf(const ModelSource& source, ExportPlan& plan, const std::string& path,
+                const std::string& name) {
   const std::vector<GgufPart> parts = gguf_parts(source.model);
   std::vector<GgufTensor> tensors;
   for (const GgufPart& part : parts)
@@ -233,35 +248,40 @@ void write_gguf(const ModelSource& source, ExportPlan& plan, const std::string& 
 at::Tensor expected(const ModelSource& source, const ExportPlan& plan, const ExportRequest& request,
                     const ExportTensor& t) {
   const at::Tensor w = source.weights->read(t.name);
-  const bool plus_one = request.format == "gguf" && source.model.norm_plus_one && t.name.ends_with("norm.weight");
+  const bool plus_one =
+      request.format == "gguf" && source.model.norm_plus_one && t.name.ends_with("norm.weight");
   return plus_one ? (w.to(at::kFloat) + 1) - 1 : as_exported(plan, t, w);
 }
 
 // Compares every tensor of what was written, and the logits of both models. Returns a note.
-std::string verify(const ModelSource& source, const ExportPlan& plan, const ExportRequest& request) {
+std::string verify(const ModelSource& source, const ExportPlan& plan,
+                   const ExportRequest& request) {
   const HubModel written = open_hub_model(request.out);
   for (const ExportTensor& t : plan.tensors) {
     const at::Tensor got = written.tensors->read(t.name).to(at::kFloat);
     const at::Tensor want = expected(source, plan, request, t);
     if (!at::equal(got, want))
-      throw DataError(fmt::format(
-          "verifying {}: the tensor {} differs from the model by up to {}; the file must not be used",
-          request.out, t.name, (got - want).abs().max().item<double>()));
+      throw DataError(
+          fmt::format("verifying {}: the tensor {} differs from the model by up to {}; the file "
+                      "must not be used",
+                      request.out, t.name, (got - want).abs().max().item<double>()));
   }
   const char* precision = source.wide ? "fp64" : "fp32";
   InferenceModel model(request.model, precision, "cpu", plan.grid);
   InferenceModel reloaded(request.out, precision, "cpu");
   const int64_t length = std::min<int64_t>(32, model.context());
   const at::Tensor t = at::arange(2 * length, at::TensorOptions(at::kLong));
-  const at::Tensor ids = (t * t * 7 + t * 5 + 3).remainder(source.model.vocab_size).view({2, length});
+  const at::Tensor ids =
+      (t * t * 7 + t * 5 + 3).remainder(source.model.vocab_size).view({2, length});
   const double worst = (model.logits(ids) - reloaded.logits(ids)).abs().max().item<double>();
   const bool exact = !source.wide && (plan.grid || plan.quant.empty());
   if (exact && worst != 0)
     throw DataError(fmt::format(
         "verifying {}: its logits differ from the model's by up to {}; the file must not be used",
         request.out, worst));
-  return fmt::format("verified: {} tensors equal, logits {}", plan.tensors.size(),
-                     worst == 0 ? "equal" : fmt::format("within {:.3g} of the unquantised model's", worst));
+  return fmt::format(
+      "verified: {} tensors equal, logits {}", plan.tensors.size(),
+      worst == 0 ? "equal" : fmt::format("within {:.3g} of the unquantised model's", worst));
 }
 
 void write_fake_quantized(const ExportRequest& request) {
@@ -279,11 +299,15 @@ void check_output(const ExportRequest& request) {
   std::error_code error;
   if (request.format == "gguf") {
     if (!request.out.ends_with(".gguf"))
-      throw UsageError(fmt::format("cannot export to --out {}: a GGUF file is called *.gguf", request.out));
+      throw UsageError(
+          fmt::format("cannot export to --out {}: a GGUF file is called *.gguf", request.out));
     if (fs::is_directory(request.out))
-      throw IoError(fmt::format("cannot export to --out {}: it is a folder; name a file", request.out));
-  } else if (fs::exists(request.out) && (!fs::is_directory(request.out) || !fs::is_empty(request.out, error))) {
-    throw IoError(fmt::format("cannot export to --out {}: it exists; name a new folder", request.out));
+      throw IoError(
+          fmt::format("cannot export to --out {}: it is a folder; name a file", request.out));
+  } else if (fs::exists(request.out) &&
+             (!fs::is_directory(request.out) || !fs::is_empty(request.out, error))) {
+    throw IoError(
+        fmt::format("cannot export to --out {}: it exists; name a new folder", request.out));
   }
 }
 
@@ -304,9 +328,9 @@ std::string export_model(const ExportRequest& request) {
     plan.notes.push_back("warning: the tokenizer of a GGUF file is not carried over");
   int64_t quantized = 0;
   for (const ExportTensor& t : plan.tensors) quantized += t.on_grid || t.type == GgufType::kQ8_0;
-  std::string text = fmt::format("{}: {} with {} tensors, {} of them {}\n", request.out, request.format,
-                                 plan.tensors.size(), quantized,
-                                 quantized ? "on the grid " + plan.quant : std::string("quantised"));
+  std::string text = fmt::format(
+      "{}: {} with {} tensors, {} of them {}\n", request.out, request.format, plan.tensors.size(),
+      quantized, quantized ? "on the grid " + plan.quant : std::string("quantised"));
   for (const std::string& note : plan.notes) text += note + "\n";
   if (!request.fake_quant_out.empty()) write_fake_quantized(request);
   if (request.verify) text += verify(source, plan, request) + "\n";

@@ -20,7 +20,8 @@ std::string words(const std::string& format) {
 }
 
 bool format_has(const std::string& format, const std::string& quant) {
-  if (format == "gguf") return quant == "q4_0" || quant == "q8_0" || quant == "bf16" || quant == "f16";
+  if (format == "gguf")
+    return quant == "q4_0" || quant == "q8_0" || quant == "bf16" || quant == "f16";
   if (format == "compressed-tensors") return quant.starts_with("int4_");
   return quant == "bf16" || quant == "f16";
 }
@@ -31,22 +32,26 @@ std::string choose_quant(const ModelSource& source, const ExportRequest& request
   std::string quant = request.quant;
   if (trained && quant.empty()) quant = source.format;
   if (trained && quant != source.format && !request.requantize)
-    throw UsageError(fmt::format(
-        "cannot export {} with --quant {}: it was trained on the grid {}, and another one throws that "
-        "training away; leave --quant out, or insist with --requantise",
-        request.model, quant, source.format));
+    throw UsageError(
+        fmt::format("cannot export {} with --quant {}: it was trained on the grid {}, and another "
+                    "one throws that "
+                    "training away; leave --quant out, or insist with --requantise",
+                    request.model, quant, source.format));
   if (quant == "sfp8")
     throw ConfigError(fmt::format(
         "cannot export {} as {}: no file format holds the grid sfp8 that it was trained on; choose "
         "--quant {} with --requantise",
         request.model, request.format, words(request.format)));
-  if (request.format == "hf" && trained && quant == source.format) return quant;  // as plain weights
+  if (request.format == "hf" && trained && quant == source.format)
+    return quant;  // as plain weights
   if (quant.empty() && request.format == "compressed-tensors")
-    throw UsageError(fmt::format("cannot export {} as compressed-tensors without a grid: add --quant {}",
-                                 request.model, words(request.format)));
+    throw UsageError(
+        fmt::format("cannot export {} as compressed-tensors without a grid: add --quant {}",
+                    request.model, words(request.format)));
   if (!quant.empty() && !format_has(request.format, quant))
-    throw UsageError(fmt::format("cannot export {} with --quant {} --format {}: this format holds {}",
-                                 request.model, quant, request.format, words(request.format)));
+    throw UsageError(
+        fmt::format("cannot export {} with --quant {} --format {}: this format holds {}",
+                    request.model, quant, request.format, words(request.format)));
   return quant;
 }
 
@@ -103,19 +108,23 @@ ExportPlan plan_export(const ModelSource& source, const ExportRequest& request) 
           if (gguf) t.type = GgufType::kQ4_0;
         }
       } else if (!plan.grid && plan.quant == "q8_0") {
-        if (matrix && !is_router(parameter.name) && slice.shape[1] % gguf_block(GgufType::kQ8_0) == 0) {
+        if (matrix && !is_router(parameter.name) &&
+            slice.shape[1] % gguf_block(GgufType::kQ8_0) == 0) {
           t.type = GgufType::kQ8_0;
         } else if (matrix && !is_router(parameter.name)) {
-          left[fmt::format("rows of {} are no multiple of 32", slice.shape[1])].push_back(slice.name);
+          left[fmt::format("rows of {} are no multiple of 32", slice.shape[1])].push_back(
+              slice.name);
         }
-      } else if (!plan.grid && !plan.quant.empty() && (!gguf || (matrix && !is_router(parameter.name)))) {
+      } else if (!plan.grid && !plan.quant.empty() &&
+                 (!gguf || (matrix && !is_router(parameter.name)))) {
         t.type = plan.quant == "bf16" ? GgufType::kBF16 : GgufType::kF16;
       }
       plan.tensors.push_back(std::move(t));
     }
   for (const auto& [why, names] : left)
-    plan.notes.push_back(fmt::format("left unquantised: {}{}: {}", names.front(),
-                                     names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
+    plan.notes.push_back(
+        fmt::format("left unquantised: {}{}: {}", names.front(),
+                    names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
   return plan;
 }
 

@@ -12,7 +12,8 @@
 namespace maniple {
 namespace {
 
-constexpr int64_t kPartElements = int64_t{1} << 26;  // of masters in one file, at least one parameter
+constexpr int64_t kPartElements = int64_t{1}
+                                  << 26;  // of masters in one file, at least one parameter
 
 // The parameters that share a part file, in order.
 std::vector<std::vector<NamedShape>> parts_of(const ModelConfig& model) {
@@ -37,12 +38,14 @@ std::string import_model(const std::string& from, const std::string& run_dir) {
   const HubModel hub = open_hub_model(from);
   const ModelConfig model = parse_model_config(hub.config);
   if (const auto unread = unread_tensors(*hub.tensors, model); !unread.empty())
-    throw DataError(fmt::format(
-        "importing {}: the model of its config.json has no tensor {} ({} such); weights and config do "
-        "not belong together",
-        from, unread.front(), unread.size()));
+    throw DataError(
+        fmt::format("importing {}: the model of its config.json has no tensor {} ({} such); "
+                    "weights and config do "
+                    "not belong together",
+                    from, unread.front(), unread.size()));
   if (std::filesystem::exists(run_dir + "/checkpoints"))
-    throw IoError(fmt::format("importing {}: the run folder {} has checkpoints; name a new one", from, run_dir));
+    throw IoError(fmt::format("importing {}: the run folder {} has checkpoints; name a new one",
+                              from, run_dir));
   const RunLock lock(run_dir);
 
   Config config;
@@ -60,7 +63,8 @@ std::string import_model(const std::string& from, const std::string& run_dir) {
   const at::ScalarType type = wide ? at::kDouble : at::kFloat;
   const ElementType stored = wide ? ElementType::kF64 : ElementType::kF32;
   const auto parts = parts_of(model);
-  const nlohmann::json meta = {{"config", config_to_yaml(config)}, {"step", 0}, {"imported_from", from}};
+  const nlohmann::json meta = {
+      {"config", config_to_yaml(config)}, {"step", 0}, {"imported_from", from}};
   // Writer 0 waits for the others and completes the checkpoint: it comes last.
   for (size_t i = parts.size(); i-- > 0;) {
     std::vector<at::Tensor> values;
@@ -68,7 +72,8 @@ std::string import_model(const std::string& from, const std::string& run_dir) {
     const auto add = [&](const std::string& name, ElementType element, const at::Tensor& value) {
       const std::vector<int64_t> shape = value.sizes().vec(), origin(shape.size(), 0);
       values.push_back(value);
-      slices.push_back({name, element, shape, origin, shape, 0, value.numel(), values.back().data_ptr()});
+      slices.push_back(
+          {name, element, shape, origin, shape, 0, value.numel(), values.back().data_ptr()});
     };
     for (const NamedShape& parameter : parts[i])
       add("master/" + parameter.name, stored,
@@ -77,14 +82,17 @@ std::string import_model(const std::string& from, const std::string& run_dir) {
       for (int64_t layer = 0; layer < model.num_layers(); ++layer) {
         if (!model.layers[layer].moe) continue;
         const std::string name = fmt::format("model.layers.{}.mlp", layer);
-        const auto zeros = [&](at::ScalarType t) { return at::zeros({model.num_experts}, at::TensorOptions(t)); };
+        const auto zeros = [&](at::ScalarType t) {
+          return at::zeros({model.num_experts}, at::TensorOptions(t));
+        };
         add("router_bias/" + name, ElementType::kF32, zeros(at::kFloat));
         add("previous_load/" + name, stored, zeros(type));
       }
-    write_checkpoint(run_dir + "/checkpoints", 0, static_cast<int>(i), static_cast<int>(parts.size()),
-                     "import", slices, meta, config.checkpoint);
+    write_checkpoint(run_dir + "/checkpoints", 0, static_cast<int>(i),
+                     static_cast<int>(parts.size()), "import", slices, meta, config.checkpoint);
   }
-  return fmt::format("{}: {} as step 0, {} parameters\n", run_dir, model.model_type, num_parameters(model));
+  return fmt::format("{}: {} as step 0, {} parameters\n", run_dir, model.model_type,
+                     num_parameters(model));
 }
 
 }  // namespace maniple

@@ -8,8 +8,8 @@
 #include "core/files.h"
 #include "interop/hub_model.h"
 #include "interop/safetensors.h"
-#include "trainer/checkpoint_weights.h"
 #include "parallel/parameters.h"
+#include "trainer/checkpoint_weights.h"
 
 namespace maniple {
 namespace {
@@ -22,7 +22,8 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 
 ordered_json read_config(const std::string& path) {
   ordered_json config = ordered_json::parse(read_file(path, "model config"), nullptr, false);
-  if (!config.is_object()) throw DataError(fmt::format("reading {}: it is not a JSON object", path));
+  if (!config.is_object())
+    throw DataError(fmt::format("reading {}: it is not a JSON object", path));
   return config;
 }
 
@@ -39,15 +40,16 @@ std::map<std::string, at::ScalarType> types_of(const std::map<std::string, std::
 void keep_partial_wide(const ModelConfig& model, std::map<std::string, at::ScalarType>& types) {
   for (int64_t i = 0; i < model.num_layers(); ++i) {
     const std::string layer = fmt::format("model.layers.{}.", i);
-    for (const char* leaf : {"mlp.gate.weight", "block_sparse_moe.gate.weight", "self_attn.q_norm.weight",
-                             "self_attn.k_norm.weight"})
+    for (const char* leaf : {"mlp.gate.weight", "block_sparse_moe.gate.weight",
+                             "self_attn.q_norm.weight", "self_attn.k_norm.weight"})
       types[layer + leaf] = at::kFloat;
   }
 }
 
 ModelSource open_checkpoint_source(const std::string& path) {
   const CheckpointInfo checkpoint = open_checkpoint(path);
-  const Config config = parse_config(checkpoint.meta.at("config").get<std::string>(), checkpoint.folder);
+  const Config config =
+      parse_config(checkpoint.meta.at("config").get<std::string>(), checkpoint.folder);
   const std::string hub = hub_folder_of(checkpoint);
   ModelSource source;
   source.config = checkpoint_model_json(checkpoint, config.model);
@@ -70,10 +72,11 @@ ModelSource open_checkpoint_source(const std::string& path) {
   }
   if (!hub.empty()) source.companions = hub;
   const auto& data = config.data.sources;
-  source.byte_tokens = !data.empty() && std::all_of(data.begin(), data.end(), [](const SourceConfig& s) {
-    return s.kind == "text";
-  });
-  source.weights = std::make_unique<CheckpointWeights>(checkpoint, source.model, source.model_type, types);
+  source.byte_tokens =
+      !data.empty() &&
+      std::all_of(data.begin(), data.end(), [](const SourceConfig& s) { return s.kind == "text"; });
+  source.weights =
+      std::make_unique<CheckpointWeights>(checkpoint, source.model, source.model_type, types);
   return source;
 }
 
@@ -84,7 +87,8 @@ ModelSource open_hub_source(const std::string& path) {
   source.config = folder ? read_config(path + "/config.json") : ordered_json(hub.config);
   source.model = parse_model_config(hub.config);
   if (!hub.tensors->has(kEmbedding))
-    throw DataError(fmt::format("reading the weights {}: the tensor {} is missing", path, kEmbedding));
+    throw DataError(
+        fmt::format("reading the weights {}: the tensor {} is missing", path, kEmbedding));
   source.model_type = hub.tensors->entry(kEmbedding).dtype;
   if (folder) source.companions = path;
   const bool packed = source.config.contains("quantization_config");

@@ -1,4 +1,5 @@
-// GGUF files: metadata, tensors, the model that they describe. All tensors of an accepted file are read.
+// GGUF files: metadata, tensors, the model that they describe. All tensors of an accepted file are
+// read.
 #include <ATen/ops/ones.h>
 
 #include "core/files.h"
@@ -13,15 +14,23 @@ namespace {
 std::string model_file() {
   static const ScratchFolder folder;
   nlohmann::json config = preset_config("qwen3_moe");
-  config.update({{"vocab_size", 4}, {"hidden_size", 8}, {"num_hidden_layers", 1}, {"num_attention_heads", 2},
-                 {"num_key_value_heads", 1}, {"head_dim", 4}, {"num_experts", 2}, {"num_experts_per_tok", 1},
+  config.update({{"vocab_size", 4},
+                 {"hidden_size", 8},
+                 {"num_hidden_layers", 1},
+                 {"num_attention_heads", 2},
+                 {"num_key_value_heads", 1},
+                 {"head_dim", 4},
+                 {"num_experts", 2},
+                 {"num_experts_per_tok", 1},
                  {"moe_intermediate_size", 4}});
   const ModelConfig model = parse_model_config(config);
   std::vector<GgufTensor> tensors;
-  for (const GgufPart& part : gguf_parts(model)) tensors.push_back({part.name, part.shape, GgufType::kF32});
+  for (const GgufPart& part : gguf_parts(model))
+    tensors.push_back({part.name, part.shape, GgufType::kF32});
   const std::string path = folder.put("seed.gguf", "");
   GgufWriter writer(path, gguf_metadata(model, "x"), tensors);
-  for (const GgufTensor& t : tensors) writer.write(t.name, 0, gguf_encode(GgufType::kF32, at::ones(t.shape)));
+  for (const GgufTensor& t : tensors)
+    writer.write(t.name, 0, gguf_encode(GgufType::kF32, at::ones(t.shape)));
   writer.finish();
   return read_file(path);
 }
@@ -33,8 +42,15 @@ std::vector<std::string> fuzz_seeds() {
 }
 
 std::vector<std::string> fuzz_dictionary() {
-  return {"qwen2moe", "llama", "gemma3", std::string("\2\0\0\0", 4), std::string("\x09\0\0\0", 4),
-          std::string(8, '\xff'), "general.alignment", "blk.0.", "rope.scaling.type"};
+  return {"qwen2moe",
+          "llama",
+          "gemma3",
+          std::string("\2\0\0\0", 4),
+          std::string("\x09\0\0\0", 4),
+          std::string(8, '\xff'),
+          "general.alignment",
+          "blk.0.",
+          "rope.scaling.type"};
 }
 
 void fuzz_one(const std::string& input) {

@@ -35,8 +35,11 @@ class Tensors : public HubTensors {
 TEST(PackQuantized, HasTheWordsOfTheExample) {
   std::vector<float> x;
   for (int i = 0; i < 32; ++i) x.push_back(static_cast<float>(37 * i % 64 - 31) / 16);
-  const PackedWeight parts = pack_weight(make_grid("int4_g32", at::kFloat), at::tensor(x).unsqueeze(0));
-  EXPECT_TRUE(at::equal(parts.packed, at::tensor({417710993, -1299223478, 1547302868, -154885746}, at::kInt).unsqueeze(0)));
+  const PackedWeight parts =
+      pack_weight(make_grid("int4_g32", at::kFloat), at::tensor(x).unsqueeze(0));
+  EXPECT_TRUE(at::equal(
+      parts.packed,
+      at::tensor({417710993, -1299223478, 1547302868, -154885746}, at::kInt).unsqueeze(0)));
   EXPECT_EQ(parts.scale.item<float>(), 0.266666681f);
   EXPECT_EQ(parts.shape.scalar_type(), at::kLong);
 }

@@ -1,6 +1,4 @@
 // GGUF files: bytes of blocks, what is written is read back, every model goes there and back.
-#include "interop/gguf_model.h"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,6 +8,7 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "interop/gguf_blocks.h"
+#include "interop/gguf_model.h"
 #include "interop/gguf_tokenizer.h"
 #include "interop/hf_names.h"
 #include "interop/safetensors.h"
@@ -56,7 +55,8 @@ TEST(GgufBlocks, DecodeToWhatTheGridSays) {
   at::Tensor fake = w.clone();
   fake_quantize_(make_grid("q4_0", at::kFloat), fake);
   const std::string bytes = gguf_encode(GgufType::kQ4_0, w);
-  EXPECT_TRUE(at::equal(gguf_decode(GgufType::kQ4_0, bytes.data(), w.numel()).view(w.sizes()), fake));
+  EXPECT_TRUE(
+      at::equal(gguf_decode(GgufType::kQ4_0, bytes.data(), w.numel()).view(w.sizes()), fake));
   EXPECT_EQ(gguf_encode(GgufType::kQ4_0, fake), bytes);  // idempotent to the byte
   for (const GgufType type : {GgufType::kF32, GgufType::kF16, GgufType::kBF16, GgufType::kQ8_0}) {
     const std::string once = gguf_encode(type, w);
@@ -67,25 +67,33 @@ TEST(GgufBlocks, DecodeToWhatTheGridSays) {
 }
 
 TEST_F(Gguf, WhatIsWrittenIsReadBack) {
-  const GgufMetadata metadata = {{"general.architecture", std::string("none")}, {"a.count", uint32_t{7}},
-                                 {"a.real", 0.25f}, {"a.flag", true}, {"a.wide", int64_t{-5}},
+  const GgufMetadata metadata = {{"general.architecture", std::string("none")},
+                                 {"a.count", uint32_t{7}},
+                                 {"a.real", 0.25f},
+                                 {"a.flag", true},
+                                 {"a.wide", int64_t{-5}},
                                  {"a.texts", std::vector<std::string>{"x", "", "yz"}},
                                  {"a.types", std::vector<int32_t>{1, -2}}};
-  GgufWriter writer(path("a.gguf"), metadata, {{"m", {4, 32}, GgufType::kQ8_0}, {"v", {3}, GgufType::kF32}});
+  GgufWriter writer(path("a.gguf"), metadata,
+                    {{"m", {4, 32}, GgufType::kQ8_0}, {"v", {3}, GgufType::kF32}});
   const at::Tensor m = at::randn({4, 32}), v = at::randn({3});
   writer.write("v", 0, gguf_encode(GgufType::kF32, v));
-  for (int64_t row = 3; row >= 0; --row) writer.write("m", row * 32, gguf_encode(GgufType::kQ8_0, m[row]));
+  for (int64_t row = 3; row >= 0; --row)
+    writer.write("m", row * 32, gguf_encode(GgufType::kQ8_0, m[row]));
   writer.finish();
   const GgufFile file(path("a.gguf"));
   for (const auto& [key, value] : metadata) EXPECT_EQ(file.metadata().at(key), value) << key;
   EXPECT_TRUE(at::equal(file.read("v", 0, 3), v));
   EXPECT_EQ(file.tensors().at("m").shape, (std::vector<int64_t>{4, 32}));
-  EXPECT_LE((file.read("m", 32, 64).view({2, 32}) - m.narrow(0, 1, 2)).abs().max().item<double>(), 0.02);
+  EXPECT_LE((file.read("m", 32, 64).view({2, 32}) - m.narrow(0, 1, 2)).abs().max().item<double>(),
+            0.02);
 }
 
 TEST_F(Gguf, DamagedFilesAreRefused) {
-  GgufWriter writer(path("a.gguf"), {{"general.architecture", std::string("llama")}, {"general.alignment", uint32_t{32}}},
-                    {{"m", {2, 32}, GgufType::kQ4_0}});
+  GgufWriter writer(
+      path("a.gguf"),
+      {{"general.architecture", std::string("llama")}, {"general.alignment", uint32_t{32}}},
+      {{"m", {2, 32}, GgufType::kQ4_0}});
   writer.write("m", 0, gguf_encode(GgufType::kQ4_0, at::randn({2, 32})));
   writer.finish();
   const std::string good = read_file(path("a.gguf"));
@@ -98,7 +106,9 @@ TEST_F(Gguf, DamagedFilesAreRefused) {
       EXPECT_NE(std::string(error.what()).find(fragment), std::string::npos) << error.what();
     }
   };
-  const auto with = [&](size_t at, const std::string& bytes) { return std::string(good).replace(at, bytes.size(), bytes); };
+  const auto with = [&](size_t at, const std::string& bytes) {
+    return std::string(good).replace(at, bytes.size(), bytes);
+  };
   refused("", "GGUF");
   refused(with(0, "GGUX"), "does not begin with GGUF");
   refused(with(4, "\2"), "version 2");
@@ -110,7 +120,8 @@ TEST_F(Gguf, DamagedFilesAreRefused) {
   refused(with(alignment, std::string("\x03\0\0\0", 4)), "power of two");
   const size_t tensor = good.find("m\x02\0\0\0");
   EXPECT_THROW(GgufTensors(path("a.gguf")), DataError);  // a llama without metadata
-  if (tensor != std::string::npos) refused(with(tensor + 5, std::string("\x21", 1)), "multiple of the block");
+  if (tensor != std::string::npos)
+    refused(with(tensor + 5, std::string("\x21", 1)), "multiple of the block");
 }
 
 class GgufFamily : public testing::TestWithParam<std::string> {};
@@ -120,12 +131,15 @@ TEST_P(GgufFamily, ConfigSurvivesItsMetadata) {
   json config = preset_config(GetParam());
   config["rope_theta"] = 123456.0;
   const ModelConfig model = parse_model_config(config);
-  const std::string file = std::filesystem::temp_directory_path() / fmt::format("{}-{}.gguf", GetParam(), ::getpid());
+  const std::string file =
+      std::filesystem::temp_directory_path() / fmt::format("{}-{}.gguf", GetParam(), ::getpid());
   std::vector<GgufTensor> tensors;
-  for (const GgufPart& part : gguf_parts(model)) tensors.push_back({part.name, part.shape, GgufType::kF32});
+  for (const GgufPart& part : gguf_parts(model))
+    tensors.push_back({part.name, part.shape, GgufType::kF32});
   {
     GgufWriter writer(file, gguf_metadata(model, "x"), tensors);
-    for (const GgufTensor& t : tensors) writer.write(t.name, 0, gguf_encode(GgufType::kF32, at::randn(t.shape)));
+    for (const GgufTensor& t : tensors)
+      writer.write(t.name, 0, gguf_encode(GgufType::kF32, at::randn(t.shape)));
     writer.finish();
   }
   const GgufTensors read(file);
@@ -154,11 +168,13 @@ TEST_P(GgufFamily, ChangesOfATensorAreUndone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GgufFamily, testing::Values("qwen3_moe", "qwen2_moe", "mixtral", "gemma3_text"),
+INSTANTIATE_TEST_SUITE_P(Families, GgufFamily,
+                         testing::Values("qwen3_moe", "qwen2_moe", "mixtral", "gemma3_text"),
                          [](const auto& info) { return info.param; });
 
 TEST(GgufParts, RefuseWhatTheFormatCannotSay) {
-  const auto refused = [](const std::string& preset, const json& changes, const std::string& fragment) {
+  const auto refused = [](const std::string& preset, const json& changes,
+                          const std::string& fragment) {
     json config = preset_config(preset);
     config.update(changes);
     try {
@@ -198,9 +214,10 @@ TEST_F(Gguf, TokenizerOfAFolder) {
   std::string warning;
   EXPECT_TRUE(folder_tokenizer(path(""), 8, &warning).empty());
   EXPECT_NE(warning.find("no tokenizer.json"), std::string::npos);
-  json tokenizer = {{"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}}}, {"merges", {"a b"}}}},
-                    {"added_tokens", {{{"id", 3}, {"content", "<end>"}, {"special", true}}}},
-                    {"pre_tokenizer", {{"type", "ByteLevel"}, {"use_regex", true}}}};
+  json tokenizer = {
+      {"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}}}, {"merges", {"a b"}}}},
+      {"added_tokens", {{{"id", 3}, {"content", "<end>"}, {"special", true}}}},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"use_regex", true}}}};
   const auto read = [&](int64_t vocab) {
     write_file_atomic(path("tokenizer.json"), tokenizer.dump());
     warning.clear();
@@ -211,11 +228,13 @@ TEST_F(Gguf, TokenizerOfAFolder) {
   EXPECT_EQ(std::get<std::string>(out[1].second), "gpt-2");
   EXPECT_EQ(std::get<std::vector<std::string>>(out[2].second),
             (std::vector<std::string>{"a", "b", "ab", "<end>", "[PAD4]", "[PAD5]"}));
-  EXPECT_EQ(std::get<std::vector<int32_t>>(out[3].second), (std::vector<int32_t>{1, 1, 1, 3, 5, 5}));
+  EXPECT_EQ(std::get<std::vector<int32_t>>(out[3].second),
+            (std::vector<int32_t>{1, 1, 1, 3, 5, 5}));
   EXPECT_EQ(std::get<std::vector<std::string>>(out[4].second), (std::vector<std::string>{"a b"}));
   EXPECT_THROW(read(3), DataError);  // an id beyond the vocabulary
   tokenizer["model"]["merges"] = json::array({json::array({"a", "b"})});
-  EXPECT_EQ(std::get<std::vector<std::string>>(read(6)[4].second), (std::vector<std::string>{"a b"}));
+  EXPECT_EQ(std::get<std::vector<std::string>>(read(6)[4].second),
+            (std::vector<std::string>{"a b"}));
   tokenizer["pre_tokenizer"] = nullptr;
   EXPECT_TRUE(read(6).empty());
   EXPECT_NE(warning.find("byte-level"), std::string::npos);

@@ -1,5 +1,5 @@
-// The grids against the byte examples and numbers of spec/model.md 4.2 to 4.6, the fused form against
-// the reference, and what every grid promises.
+// The grids against the byte examples and numbers of spec/model.md 4.2 to 4.6, the fused form
+// against the reference, and what every grid promises.
 #include "quant/grid.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +14,8 @@ namespace maniple {
 namespace {
 
 const nlohmann::json& numbers() {
-  static const auto file = nlohmann::json::parse(std::ifstream(MANIPLE_TEST_DATA "/golden/numbers.json"));
+  static const auto file =
+      nlohmann::json::parse(std::ifstream(MANIPLE_TEST_DATA "/golden/numbers.json"));
   return file.at("qat");
 }
 
@@ -62,7 +63,9 @@ TEST(Grids, SwitchedFp8RoundsAsTheExamples) {
   x = at::tensor({1.875, 1.49e-7, 1.3e-7, 1.12e-7, 1.11e-7, -1.11e-7}, at::kFloat).unsqueeze(0);
   fake_quantize_(make_grid("sfp8", at::kFloat), x);
   const float smallest = 0x1.4p-23f;
-  EXPECT_TRUE(at::equal(x, at::tensor({1.875f, smallest, smallest, smallest, 0.f, 0.f}).unsqueeze(0))) << x;
+  EXPECT_TRUE(
+      at::equal(x, at::tensor({1.875f, smallest, smallest, smallest, 0.f, 0.f}).unsqueeze(0)))
+      << x;
 }
 
 class EveryGrid : public testing::TestWithParam<std::string> {};
@@ -157,20 +160,22 @@ TEST(Grids, ClippedEstimatorStopsTheSaturatedEnd) {
 TEST(OnGrid, LeavesOutWhatTheRuleLeavesOut) {
   const Grid q4 = make_grid("q4_0", at::kFloat), g32 = make_grid("int4_g32", at::kFloat);
   const std::string layer = "model.layers.0.";
-  for (const char* name : {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight",
-                           "model.layers.0.mlp.gate.weight", "model.layers.0.self_attn.q_norm.weight",
-                           "model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.router_bias",
-                           "model.layers.0.mlp.shared_expert_gate.weight"})
+  for (const char* name :
+       {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight",
+        "model.layers.0.mlp.gate.weight", "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.router_bias",
+        "model.layers.0.mlp.shared_expert_gate.weight"})
     EXPECT_FALSE(is_quantizable(name)) << name;
-  for (const char* name : {"self_attn.q_proj.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight",
-                           "mlp.shared_expert.up_proj.weight", "mlp.experts.gate_up_proj",
-                           "mlp.experts.down_proj"})
+  for (const char* name :
+       {"self_attn.q_proj.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight",
+        "mlp.shared_expert.up_proj.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
     EXPECT_TRUE(is_quantizable(layer + name)) << name;
   // An expert of width 48 in a model of 64: q4_0 takes gate and up, the int4 groups none.
   EXPECT_TRUE(on_grid(q4, layer + "mlp.experts.gate_up_proj", {8, 2, 48, 64}));
   EXPECT_FALSE(on_grid(q4, layer + "mlp.experts.down_proj", {8, 64, 48}));
   EXPECT_FALSE(on_grid(g32, layer + "mlp.experts.gate_up_proj", {8, 2, 48, 64}));
-  EXPECT_TRUE(on_grid(make_grid("int4_channel", at::kFloat), layer + "mlp.experts.down_proj", {8, 64, 48}));
+  EXPECT_TRUE(
+      on_grid(make_grid("int4_channel", at::kFloat), layer + "mlp.experts.down_proj", {8, 64, 48}));
 }
 
 TEST(OnGrid, RefusesAModelThatItCannotTake) {
@@ -179,20 +184,25 @@ TEST(OnGrid, RefusesAModelThatItCannotTake) {
   const ModelConfig odd = parse_model_config(config);
   check_grid_on_model(make_grid("q4_0", at::kFloat), "q4_0", odd);
   check_grid_on_model(make_grid("int4_channel", at::kFloat), "int4_channel", odd);
-  EXPECT_THROW(check_grid_on_model(make_grid("int4_g32", at::kFloat), "int4_g32", odd), ConfigError);
+  EXPECT_THROW(check_grid_on_model(make_grid("int4_g32", at::kFloat), "int4_g32", odd),
+               ConfigError);
   config = preset_config("gemma3_text");  // hidden size 64, width 192, 4 heads of 16
   const ModelConfig narrow = parse_model_config(config);
   check_grid_on_model(make_grid("int4_g32", at::kFloat), "int4_g32", narrow);
-  EXPECT_THROW(check_grid_on_model(make_grid("int4_g128", at::kFloat), "int4_g128", narrow), ConfigError);
+  EXPECT_THROW(check_grid_on_model(make_grid("int4_g128", at::kFloat), "int4_g128", narrow),
+               ConfigError);
   EXPECT_THROW(make_grid("int5", at::kFloat), ConfigError);
 }
 
 TEST(OnGrid, GroupsMustNotStraddleRanks) {
-  ModelConfig model = parse_model_config(preset_config("qwen3_moe"));  // heads 4 x 16, experts of 32
+  ModelConfig model =
+      parse_model_config(preset_config("qwen3_moe"));  // heads 4 x 16, experts of 32
   MeshShape mesh;
   mesh.tp = 2;
   check_grid_on_mesh(make_grid("q4_0", at::kFloat), "q4_0", model, mesh);
-  EXPECT_THROW(check_grid_on_mesh(make_grid("int4_channel", at::kFloat), "int4_channel", model, mesh), ConfigError);
+  EXPECT_THROW(
+      check_grid_on_mesh(make_grid("int4_channel", at::kFloat), "int4_channel", model, mesh),
+      ConfigError);
   mesh = {};
   mesh.etp = 2;
   EXPECT_THROW(check_grid_on_mesh(make_grid("q4_0", at::kFloat), "q4_0", model, mesh), ConfigError);
