@@ -122,6 +122,11 @@ struct DistillConfig {
   int64_t shard_tokens = 1 << 18;
 };
 
+struct QuantConfig {
+  std::string format = "none";        // none | int4_channel | q4_0 | int4_g32 | int4_g128 | sfp8
+  std::string estimator = "identity";  // identity | clipped
+};
+
 struct ElasticConfig {
   double lease = 2;                 // seconds of silence after which a slice is dropped
   std::string redundancy = "auto";  // auto | shadow | replicated | none
@@ -153,6 +158,7 @@ struct Config {
   MetricsConfig metrics;
   ObjectiveConfig objective;
   DistillConfig distill;
+  QuantConfig quant;
   ElasticConfig elastic;
   SdcConfig sdc;
   FaultsConfig faults;

@@ -63,12 +63,14 @@ const std::vector<ModelField>& model_fields() {
 }
 
 const std::vector<std::string>& later_keys() {
-  static const std::vector<std::string> keys = {"parallel.cp", "parallel.pp"};
+  static const std::vector<std::string> keys = {"parallel.cp",          "parallel.pp",
+                                                "quant.learned_scales", "quant.asymmetric",
+                                                "quant.activations",    "quant.kv_cache"};
   return keys;
 }
 
 const std::vector<std::string>& later_groups() {
-  static const std::vector<std::string> groups = {"quant"};
+  static const std::vector<std::string> groups = {};
   return groups;
 }
 

@@ -226,6 +226,14 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.distill.tokenizer);
   visit(Key{"distill.shard_tokens", at_least(1), "tokens per file of a store that is written"},
         c.distill.shard_tokens);
+  visit(Key{"quant.format",
+            one_of({"none", "int4_channel", "q4_0", "int4_g32", "int4_g128", "sfp8"},
+                   {"int8_channel", "int4_asymmetric", "fp8", "nvfp4", "mxfp4"}),
+            "grid on which the weights of the projections are trained (docs/quantisation.md)"},
+        c.quant.format);
+  visit(Key{"quant.estimator", one_of({"identity", "clipped"}),
+            "gradient of a rounded weight: passed on, or 0 where the value was out of range"},
+        c.quant.estimator);
 
   visit(Key{"elastic.lease", between(0.1, 3600),
             "seconds of silence after which a slice is dropped; all other time-outs follow from it"},

@@ -104,7 +104,7 @@ std::string join(const std::vector<int64_t>& shape) {
   return "[" + text + "]";
 }
 
-void check_tensor(const SafetensorsFolder& folder, const std::string& parameter,
+void check_tensor(const HubTensors& folder, const std::string& parameter,
                   const std::string& name, const std::vector<int64_t>& shape) {
   if (!folder.has(name))
     throw DataError(fmt::format("loading {} from {}: the tensor {} is missing", parameter,
@@ -165,7 +165,7 @@ std::vector<HubSlice> hub_slices(const ModelConfig& model, const std::string& pa
   return slices;
 }
 
-at::Tensor load_parameter(const SafetensorsFolder& folder, const ModelConfig& model,
+at::Tensor load_parameter(const HubTensors& folder, const ModelConfig& model,
                           const std::string& parameter) {
   const std::vector<int64_t> shape = shape_of(model, parameter);
   const std::vector<HubSlice> slices = hub_slices(model, parameter);
@@ -193,7 +193,7 @@ at::Tensor load_parameter(const SafetensorsFolder& folder, const ModelConfig& mo
   return out;
 }
 
-std::vector<std::string> unread_tensors(const SafetensorsFolder& folder, const ModelConfig& model) {
+std::vector<std::string> unread_tensors(const HubTensors& folder, const ModelConfig& model) {
   std::set<std::string> read;
   for (const NamedShape& parameter : model_parameters(model)) {
     const std::vector<HubSlice> slices = hub_slices(model, parameter.name);

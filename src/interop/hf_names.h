@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "interop/safetensors.h"
+#include "interop/hub_tensors.h"
 #include "model/model_config.h"
 
 namespace maniple {
@@ -37,11 +37,11 @@ std::vector<HubSlice> hub_slices(const ModelConfig& model, const std::string& pa
 // The whole parameter, in the type in which it is stored, from per-expert hub names or from the
 // merged layout of transformers 5 (experts.gate_up_proj [E, 2F, H], Mixtral under .mlp). DataError
 // names the hub tensor that is missing, has another shape, or is not floating point.
-at::Tensor load_parameter(const SafetensorsFolder& folder, const ModelConfig& model,
+at::Tensor load_parameter(const HubTensors& folder, const ModelConfig& model,
                           const std::string& parameter);
 
 // Tensors of the folder that no parameter of the model reads, sorted: a sign that weights and
 // config do not belong together. A stored copy of a tied head and RoPE tables do not count.
-std::vector<std::string> unread_tensors(const SafetensorsFolder& folder, const ModelConfig& model);
+std::vector<std::string> unread_tensors(const HubTensors& folder, const ModelConfig& model);
 
 }  // namespace maniple

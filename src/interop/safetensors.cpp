@@ -1,16 +1,11 @@
 #include "interop/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "core/errors.h"
@@ -32,14 +27,13 @@ constexpr const char* kMetadata = "__metadata__";
 struct DtypeName {
   const char* name;
   at::ScalarType type;
-  bool writable;
 };
 
 // In the order in which the reference implementation lays tensors out.
 constexpr DtypeName kDtypes[] = {
-    {"I64", at::ScalarType::Long, true},      {"F64", at::ScalarType::Double, true},
-    {"F32", at::ScalarType::Float, true},     {"I32", at::ScalarType::Int, false},
-    {"BF16", at::ScalarType::BFloat16, true}, {"F16", at::ScalarType::Half, false},
+    {"I64", at::ScalarType::Long},      {"F64", at::ScalarType::Double},
+    {"F32", at::ScalarType::Float},     {"I32", at::ScalarType::Int},
+    {"BF16", at::ScalarType::BFloat16}, {"F16", at::ScalarType::Half},
 };
 
 const DtypeName* find_dtype(const std::string& name) {
@@ -140,92 +134,76 @@ void check_metadata(const std::string& path, const json& metadata) {
   if (!valid) throw DataError(fmt::format("{}: __metadata__ must map strings to strings", path));
 }
 
-}  // namespace
-
-// --- reading
-// --------------------------------------------------------------------------------------
-
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    const std::string message =
-        fmt::format("opening the weights {}: {}", path, std::strerror(errno));
-    if (errno == ENOENT) throw NoInputError(message);
-    throw IoError(message);
-  }
-  struct stat status {};
-  const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-  size_ = regular ? static_cast<uint64_t>(status.st_size) : 0;
-  void* mapping = MAP_FAILED;
-  if (size_ >= kLengthBytes) mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-  const int map_errno = errno;
-  ::close(fd);
-  if (!regular) throw IoError(fmt::format("opening the weights {}: not a regular file", path));
-  if (size_ < kLengthBytes)
-    throw DataError(fmt::format("{}: {} bytes are too short for a safetensors file", path, size_));
-  if (mapping == MAP_FAILED)
-    throw IoError(fmt::format("mapping the weights {}: {}", path, std::strerror(map_errno)));
-  mapping_ = static_cast<const char*>(mapping);
-
-  try {
-    uint64_t header = 0;
-    std::memcpy(&header, mapping_, kLengthBytes);
-    if (header > kMaxHeader || header > size_ - kLengthBytes)
-      throw DataError(fmt::format("{}: header length {} in a file of {} bytes; the limit is {}",
-                                  path, header, size_, kMaxHeader));
-    data_ = mapping_ + kLengthBytes + header;
-    parse_header(std::string(mapping_ + kLengthBytes, header), size_ - kLengthBytes - header);
-  } catch (...) {
-    ::munmap(const_cast<char*>(mapping_), size_);
-    throw;
-  }
-}
-
-SafetensorsFile::~SafetensorsFile() { ::munmap(const_cast<char*>(mapping_), size_); }
-
-void SafetensorsFile::parse_header(const std::string& text, uint64_t data_size) {
-  const json header = parse_strictly(text, path_ + ": header", kMaxDepth);
-  if (!header.is_object()) throw DataError(path_ + ": the header must be a JSON object");
+// The tensors of a header in the order of their bytes, which tile the data: no overlap, no hole,
+// nothing behind the end. `data_size` is not known when a header is written (none).
+std::vector<ParsedEntry> parse_tensors(const std::string& path, const std::string& text,
+                                       std::optional<uint64_t> data_size) {
+  const json header = parse_strictly(text, path + ": header", kMaxDepth);
+  if (!header.is_object()) throw DataError(path + ": the header must be a JSON object");
   std::vector<ParsedEntry> parsed;
   for (const auto& [name, fields] : header.items()) {
     if (name == kMetadata)
-      check_metadata(path_, fields);
+      check_metadata(path, fields);
     else
-      parsed.push_back(parse_entry(path_ + ": tensor " + shown(name), name, fields));
+      parsed.push_back(parse_entry(path + ": tensor " + shown(name), name, fields));
   }
-  // The tensors tile the data: no overlap, no hole, nothing behind the end.
   std::sort(parsed.begin(), parsed.end(), [](const ParsedEntry& a, const ParsedEntry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });
   uint64_t expected = 0;
-  for (ParsedEntry& tensor : parsed) {
-    const std::string& name = tensor.entry.name;
-    if (tensor.begin != expected || tensor.end > data_size)
+  for (const ParsedEntry& tensor : parsed) {
+    if (tensor.begin != expected || (data_size && tensor.end > *data_size))
       throw DataError(
           fmt::format("{}: tensor {} lies at bytes {} to {} where {} was expected, of "
                       "{}: tensors must tile the data without holes or overlap",
-                      path_, shown(name), tensor.begin, tensor.end, expected, data_size));
+                      path, shown(tensor.entry.name), tensor.begin, tensor.end, expected,
+                      data_size.value_or(0)));
     expected = tensor.end;
-    begin_[name] = tensor.begin;
-    entries_.emplace(name, std::move(tensor.entry));
   }
-  if (expected != data_size)
-    throw DataError(fmt::format("{}: the tensors end at byte {} of {} bytes of data", path_,
-                                expected, data_size));
+  if (data_size && expected != *data_size)
+    throw DataError(fmt::format("{}: the tensors end at byte {} of {} bytes of data", path,
+                                expected, *data_size));
+  return parsed;
+}
+
+}  // namespace
+
+std::vector<SafetensorsEntry> parse_safetensors_header(const std::string& path,
+                                                       const std::string& header) {
+  std::vector<SafetensorsEntry> entries;
+  for (ParsedEntry& tensor : parse_tensors(path, header, {}))
+    entries.push_back(std::move(tensor.entry));
+  return entries;
+}
+
+// --- reading
+// --------------------------------------------------------------------------------------
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(path) {
+  if (file_.size() < kLengthBytes)
+    throw DataError(
+        fmt::format("{}: {} bytes are too short for a safetensors file", path, file_.size()));
+  uint64_t header = 0;
+  std::memcpy(&header, file_.data(), kLengthBytes);
+  if (header > kMaxHeader || header > file_.size() - kLengthBytes)
+    throw DataError(fmt::format("{}: header length {} in a file of {} bytes; the limit is {}", path,
+                                header, file_.size(), kMaxHeader));
+  data_ = kLengthBytes + header;
+  for (ParsedEntry& tensor : parse_tensors(path, this->header(), file_.size() - data_)) {
+    begin_[tensor.entry.name] = tensor.begin;
+    entries_.emplace(tensor.entry.name, std::move(tensor.entry));
+  }
+}
+
+std::string SafetensorsFile::header() const {
+  return {file_.data() + kLengthBytes, data_ - kLengthBytes};
 }
 
 at::Tensor SafetensorsFile::read(const std::string& name) const {
   const auto found = entries_.find(name);
   MANIPLE_INVARIANT(found != entries_.end(), "no tensor {} in {}", name, path_);
   at::Tensor tensor = at::empty(found->second.shape, at::TensorOptions(found->second.dtype));
-  if (tensor.nbytes() == 0) return tensor;
-  const char* from = data_ + begin_.at(name);
-  std::memcpy(tensor.data_ptr(), from, tensor.nbytes());
-  // The pages come back from the file when they are read again; until then they are not ours.
-  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  const size_t begin = static_cast<size_t>(from - mapping_) / page * page;
-  ::madvise(const_cast<char*>(mapping_) + begin, from + tensor.nbytes() - (mapping_ + begin),
-            MADV_DONTNEED);
+  file_.copy(data_ + begin_.at(name), tensor.nbytes(), tensor.data_ptr());
   return tensor;
 }
 
@@ -284,16 +262,22 @@ at::Tensor SafetensorsFolder::read(const std::string& name) const {
   return file_of(name).read(name);
 }
 
+std::map<std::string, std::string> SafetensorsFolder::headers() const {
+  std::map<std::string, std::string> headers;
+  for (const auto& file : files_)
+    headers[std::filesystem::path(file->path()).filename()] = file->header();
+  return headers;
+}
+
 // --- writing
 // --------------------------------------------------------------------------------------
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<SafetensorsEntry> entries)
-    : path_(path), temporary_(fmt::format("{}.tmp.{}", path, ::getpid())) {
+    : file_(path) {
   const auto rank = [](const SafetensorsEntry& entry) { return find_dtype(entry.dtype); };
   for (const SafetensorsEntry& entry : entries)
-    MANIPLE_INVARIANT(rank(entry) && rank(entry)->writable && entry.name != kMetadata,
-                      "cannot write a tensor {} of type {}", entry.name,
-                      c10::toString(entry.dtype));
+    MANIPLE_INVARIANT(rank(entry) && entry.name != kMetadata, "cannot write a tensor {} of type {}",
+                      entry.name, c10::toString(entry.dtype));
   std::sort(entries.begin(), entries.end(), [&](const auto& a, const auto& b) {
     return std::pair(rank(a), a.name) < std::pair(rank(b), b.name);
   });
@@ -312,27 +296,26 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
     header[entry.name] = std::move(fields);
     offset += bytes;
   }
+  entries_ = std::move(entries);
   std::string text = header.dump();
   text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
-  for (auto& [name, slot] : slots_) slot.offset += kLengthBytes + text.size();
-
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail("creating");
-  const uint64_t length = text.size();
-  try {
-    write_at(0, reinterpret_cast<const char*>(&length), kLengthBytes);
-    write_at(kLengthBytes, text.data(), text.size());
-  } catch (...) {  // the destructor does not run for an object that was not made
-    ::close(fd_);
-    ::unlink(temporary_.c_str());
-    throw;
-  }
+  write_header(text);
 }
 
-SafetensorsWriter::~SafetensorsWriter() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temporary_.c_str());
+SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::string& header)
+    : file_(path) {
+  for (ParsedEntry& tensor : parse_tensors("the header for " + path, header, {})) {
+    slots_.emplace(tensor.entry.name, Slot{tensor.entry, tensor.begin});
+    entries_.push_back(std::move(tensor.entry));
+  }
+  write_header(header);
+}
+
+void SafetensorsWriter::write_header(const std::string& text) {
+  for (auto& [name, slot] : slots_) slot.offset += kLengthBytes + text.size();
+  const uint64_t length = text.size();
+  file_.write(0, &length, kLengthBytes);
+  file_.write(kLengthBytes, text.data(), text.size());
 }
 
 void SafetensorsWriter::write(const std::string& name, const at::Tensor& tensor) {
@@ -343,38 +326,14 @@ void SafetensorsWriter::write(const std::string& name, const at::Tensor& tensor)
   MANIPLE_INVARIANT(tensor.scalar_type() == slot.entry.dtype && tensor.sizes() == slot.entry.shape,
                     "the tensor {} is not what was declared", name);
   const at::Tensor contiguous = tensor.detach().to(at::kCPU).contiguous();
-  write_at(slot.offset, static_cast<const char*>(contiguous.data_ptr()), contiguous.nbytes());
+  file_.write(slot.offset, contiguous.data_ptr(), contiguous.nbytes());
   slot.written = true;
 }
 
 void SafetensorsWriter::finish() {
   for (const auto& [name, slot] : slots_)
     MANIPLE_INVARIANT(slot.written, "the tensor {} was never written", name);
-  if (::fsync(fd_) != 0) fail("syncing");
-  const int fd = fd_;
-  fd_ = -1;
-  const bool closed = ::close(fd) == 0;
-  if (!closed || ::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const int error = errno;
-    ::unlink(temporary_.c_str());
-    errno = error;
-    fail("replacing");
-  }
-}
-
-void SafetensorsWriter::write_at(uint64_t offset, const char* bytes, uint64_t size) {
-  while (size > 0) {
-    const ssize_t done = ::pwrite(fd_, bytes, size, static_cast<off_t>(offset));
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) fail("writing");
-    bytes += done;
-    offset += done;
-    size -= done;
-  }
-}
-
-void SafetensorsWriter::fail(const std::string& action) const {
-  throw IoError(fmt::format("{} the weights {}: {}", action, path_, std::strerror(errno)));
+  file_.finish();
 }
 
 }  // namespace maniple

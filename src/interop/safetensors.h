@@ -5,60 +5,56 @@
 // any of it is used, and a violation is a DataError that names the file and the tensor.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <cstdint>
 #include <map>
 #include <memory>
-#include <string>
-#include <vector>
+
+#include "interop/file_bytes.h"
+#include "interop/hub_tensors.h"
 
 namespace maniple {
 
-// One tensor of a file. Supported types: F64 F32 BF16 F16 I64 I32.
-struct SafetensorsEntry {
-  std::string name;
-  at::ScalarType dtype = at::ScalarType::Float;
-  std::vector<int64_t> shape;
-};
+// The tensors that a header declares, in the order of their bytes. `path` names it in messages.
+// Throws DataError.
+std::vector<SafetensorsEntry> parse_safetensors_header(const std::string& path,
+                                                       const std::string& header);
 
-// A file, memory-mapped. Reading is const and safe from several threads.
+// A file, memory-mapped, of types F64 F32 BF16 F16 I64 I32. Reading is const and safe from several
+// threads.
 class SafetensorsFile {
  public:
   // Throws NoInputError (no such file), IoError, DataError (header).
   explicit SafetensorsFile(const std::string& path);
-  ~SafetensorsFile();
-  SafetensorsFile(const SafetensorsFile&) = delete;
 
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
   // A copy on the CPU that outlives the file. `name` must be in entries().
   at::Tensor read(const std::string& name) const;
+  const std::string& path() const { return path_; }
+  // The header's bytes, padding included: what a copy of the layout needs.
+  std::string header() const;
 
  private:
-  void parse_header(const std::string& text, uint64_t data_size);
-
   std::string path_;
-  const char* mapping_ = nullptr;
-  uint64_t size_ = 0;
-  const char* data_ = nullptr;  // behind the header
+  MappedFile file_;
+  uint64_t data_ = 0;  // where the data begin, behind the header
   std::map<std::string, SafetensorsEntry> entries_;
-  std::map<std::string, uint64_t> begin_;  // of a tensor's bytes in data_
+  std::map<std::string, uint64_t> begin_;  // of a tensor's bytes, in the data
 };
 
 // The tensors of a hub folder: shards listed by model.safetensors.index.json, or model.safetensors
 // alone. A path of one file is accepted too. Tensors of a shard that the index does not list do not
 // exist, as in Hugging Face.
-class SafetensorsFolder {
+class SafetensorsFolder : public HubTensors {
  public:
   // Throws as SafetensorsFile does; a bad index or a tensor that its shard lacks is a DataError.
   explicit SafetensorsFolder(const std::string& path);
 
-  bool has(const std::string& name) const { return files_of_.count(name) > 0; }
-  std::vector<std::string> names() const;  // sorted
-  // DataError naming the tensor if there is none of this name.
-  const SafetensorsEntry& entry(const std::string& name) const;
-  at::Tensor read(const std::string& name) const;
-  const std::string& path() const { return path_; }
+  bool has(const std::string& name) const override { return files_of_.count(name) > 0; }
+  std::vector<std::string> names() const override;
+  const SafetensorsEntry& entry(const std::string& name) const override;
+  at::Tensor read(const std::string& name) const override;
+  const std::string& path() const override { return path_; }
+  // File name -> header, of every file that the folder's tensors lie in.
+  std::map<std::string, std::string> headers() const;
 
  private:
   void open_sharded(const std::string& index_path);
@@ -80,11 +76,12 @@ class SafetensorsFolder {
 // Until finish() the bytes lie in a temporary file beside `path`; without it nothing appears there.
 class SafetensorsWriter {
  public:
-  // Writes the header. Types F64, F32, BF16, I64; names must differ. Throws IoError.
+  // Writes the header. Types F64, F32, BF16, F16, I64, I32; names must differ. Throws IoError.
   SafetensorsWriter(const std::string& path, std::vector<SafetensorsEntry> entries);
-  ~SafetensorsWriter();
-  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  // The same with the header of another file, byte for byte. Throws DataError if it is not one.
+  SafetensorsWriter(const std::string& path, const std::string& header);
 
+  const std::vector<SafetensorsEntry>& entries() const { return entries_; }  // in the file's order
   // Each declared tensor once, in any order; type and shape as declared. Throws IoError.
   void write(const std::string& name, const at::Tensor& tensor);
   // Syncs and renames into place. Every tensor must have been written. Throws IoError.
@@ -96,11 +93,10 @@ class SafetensorsWriter {
     uint64_t offset;  // in the file
     bool written = false;
   };
-  void write_at(uint64_t offset, const char* bytes, uint64_t size);
-  [[noreturn]] void fail(const std::string& action) const;
+  void write_header(const std::string& text);
 
-  std::string path_, temporary_;
-  int fd_ = -1;
+  OutputFile file_;
+  std::vector<SafetensorsEntry> entries_;
   std::map<std::string, Slot> slots_;
 };
 

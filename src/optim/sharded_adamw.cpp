@@ -339,6 +339,13 @@ void ShardedAdamw::reduce_across() {
 
 at::Tensor ShardedAdamw::decode(const Shard& s, const Block& block, int64_t at_element, int64_t n,
                                 double factor) const {
+  const at::Tensor& mask = store_.group(s.group).grad_mask;
+  const at::Tensor g = decode_unmasked(s, block, at_element, n, factor);
+  return mask.defined() ? g * mask.narrow(0, block.begin + at_element, n) : g;
+}
+
+at::Tensor ShardedAdamw::decode_unmasked(const Shard& s, const Block& block, int64_t at_element,
+                                         int64_t n, double factor) const {
   const at::Tensor& grad = store_.group(s.group).grad;
   if (!s.exact) {
     const at::Tensor g = grad.narrow(0, block.begin + at_element, n);
@@ -433,6 +440,7 @@ void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied
 }
 
 void ShardedAdamw::publish_across() {
+  if (quantizer_) refresh_values();  // what is on the grid already is not put there again
   Communicator& across = store_.mesh().across();
   if (across.size() == 1) return;
   const int64_t block = store_.block_elements();
@@ -459,6 +467,7 @@ void ShardedAdamw::publish_in_slice() {
     const int64_t n = s.blocks_here * store_.block_elements();
     inner.all_gather_v(value.narrow(0, s.begin, n).clone(), value, s.section_counts);
   }
+  if (quantizer_) quantizer_->apply(store_);
 }
 
 void ShardedAdamw::visit_sealed(

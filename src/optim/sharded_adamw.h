@@ -11,12 +11,14 @@
 
 #include <array>
 #include <map>
+#include <optional>
 
 #include "checkpoint/checkpoint.h"
 #include "core/fingerprint.h"
 #include "kernels/adamw.h"
 #include "kernels/exact_sum.h"
 #include "parallel/parameters.h"
+#include "quant/fake_quantizer.h"
 
 namespace maniple {
 
@@ -64,12 +66,17 @@ class ShardedAdamw {
   Norms squared_norms(bool& finite) const;
   // factor: scaled gradient -> mean gradient; clip: coefficient of the global-norm clipping.
   void update(double lr, double factor, double clip, int64_t applied_steps);
-  void publish_across();    // collective between the slices: each rank has its section's parameters
-  void publish_in_slice();  // collective over the slice: each rank has all of its parameters
+  void publish_across();  // collective between the slices: each rank has its section's parameters
+  // Collective over the slice, after publish_across: each rank has all of its parameters, on the grid
+  // where there is one.
+  void publish_in_slice();
   void publish() {
     publish_across();
     publish_in_slice();
   }
+  // From the next publish on.
+  void quantize_with(const FakeQuantizer& quantizer) { quantizer_ = quantizer; }
+  const std::optional<FakeQuantizer>& quantizer() const { return quantizer_; }
 
   // Against errors of memory (layer L1 of spec/elastic.md section 6): seal() notes what master, m and
   // v of the held blocks and the parameters are, broken_seals() names what has changed since.
@@ -133,6 +140,8 @@ class ShardedAdamw {
   // The gradient of elements [at, at + n) of a block times factor.
   at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
                     double factor) const;
+  at::Tensor decode_unmasked(const Shard& shard, const Block& block, int64_t at, int64_t n,
+                             double factor) const;
 
   ParameterStore& store_;
   const OptimConfig optim_;
@@ -140,6 +149,7 @@ class ShardedAdamw {
   int64_t num_blocks_ = 0;
   bool copied_ = false, replicated_ = false;  // blocks have more than one holder; all slices
   std::vector<Shard> shards_;
+  std::optional<FakeQuantizer> quantizer_;
 };
 
 }  // namespace maniple

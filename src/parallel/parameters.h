@@ -67,6 +67,7 @@ class ParameterStore {
 
   struct Group {
     at::Tensor value, grad;  // flat, padded to whole blocks
+    at::Tensor grad_mask;    // flat bool: false where a gradient counts as 0; undefined: nowhere
     int64_t used = 0;
     std::vector<Parameter*> members;  // in flat order
   };

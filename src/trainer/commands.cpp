@@ -15,6 +15,7 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/signals.h"
+#include "interop/hub_model.h"
 #include "interop/safetensors.h"
 #include "metrics/console.h"
 #include "model/shard_rules.h"
@@ -22,6 +23,7 @@
 #include "trainer/agreement.h"
 #include "trainer/bench.h"
 #include "trainer/elastic_slice.h"
+#include "trainer/export.h"
 #include "trainer/inference.h"
 #include "trainer/launch_commands.h"
 #include "trainer/teach.h"
@@ -46,6 +48,8 @@ struct Options {
   uint64_t seed = 1;
   std::string what = "print";
   TeachOptions teach;
+  std::string format, quant, fake_quant_out;
+  bool requantize = false, verify = false;
 };
 
 Config load(const Options& o) { return load_config(o.config, o.overrides); }
@@ -84,6 +88,9 @@ ExitCode command_plan(const Options& o) {
   const int64_t ranks = o.ranks ? o.ranks : smallest_num_ranks(config.parallel);
   const MeshShape s = make_mesh_shape(config.parallel, ranks);
   check_mesh(model, s);
+  if (config.quant.format != "none")
+    check_grid_on_mesh(make_grid(config.quant.format, compute_type(parse_precision(config.train.precision))),
+                       config.quant.format, model, s);
   const int64_t units = num_units(config.batch, s);
   const double n = static_cast<double>(num_parameters(model));
   const double bytes = config.train.precision == "bf16" ? 2 : config.train.precision == "fp64" ? 8 : 4;
@@ -148,14 +155,21 @@ ExitCode command_sample(const Options& o) {
 
 ExitCode command_eval(const Options& o) {
   InferenceModel model(o.model, o.dtype, o.device);
-  if (is_hub_folder(o.model))
-    throw UsageError("eval takes a run folder or checkpoint, whose config names the data; " + o.model +
-                     " is a Hugging Face folder");
-  const auto rows = open_row_source(model.config().data, model.config().batch.seq_len,
-                                    model.model().vocab_size, model.config().run.seed);
+  if (is_hub_model(o.model) && o.config.empty())
+    throw UsageError("cannot evaluate " + o.model +
+                     ": it does not name its data; add --config FILE, whose data and batch.seq_len are taken");
+  Config config = model.config();
+  if (!o.config.empty()) {
+    const Config given = load_config(o.config, {});
+    config.data = given.data;
+    config.run.seed = given.run.seed;
+    config.batch.seq_len = given.batch.seq_len;
+  }
+  const auto rows = open_row_source(config.data, config.batch.seq_len, model.model().vocab_size,
+                                    config.run.seed);
   const int64_t n = std::min(o.rows, rows->num_rows(Split::kValidation));
   if (n == 0) throw DataError("no validation rows: data.validation of this run is 0");
-  TrainStep step(model.config(), model.trained(), model.mesh(), *rows);
+  TrainStep step(config, model.trained(), model.mesh(), *rows);
   const double loss = step.evaluate(n), bytes = rows->bytes_per_token();
   nlohmann::ordered_json out = {{"step", model.step()}, {"rows", n}, {"eval_loss", loss}};
   if (bytes > 0) out["eval_bits_per_byte"] = loss / std::log(2.0) / bytes;
@@ -188,6 +202,16 @@ ExitCode command_logits(const Options& o) {
   SafetensorsWriter writer(o.out, {{"logits", type, {num_rows, T, model.model().vocab_size}}});
   writer.write("logits", model.logits(ids).to(type).cpu().contiguous());
   writer.finish();
+  return ExitCode::kOk;
+}
+
+ExitCode command_export(const Options& o) {
+  print(export_model({o.model, o.format, o.quant, o.out, o.requantize, o.fake_quant_out, o.verify}));
+  return ExitCode::kOk;
+}
+
+ExitCode command_import(const Options& o) {
+  print(import_model(o.model, o.out));
   return ExitCode::kOk;
 }
 
@@ -281,6 +305,7 @@ int run_program(int argc, char** argv) {
   with_device(sample_c);
   auto* eval_c = add("eval", "Validation loss of a checkpoint. Example: maniple eval runs/quickstart --rows 128");
   with_model(eval_c);
+  eval_c->add_option("--config", o.config, "YAML file with the data, for models that name none");
   eval_c->add_option("--rows", o.rows, "validation rows")->check(CLI::PositiveNumber);
   const auto dtypes = CLI::IsMember({"fp64", "fp32", "bf16"});
   eval_c->add_option("--dtype", o.dtype, "fp64, fp32 or bf16")->check(dtypes);
@@ -302,6 +327,18 @@ int run_program(int argc, char** argv) {
   with_config(teach_c);
   teach_c->add_flag("--rows-of-run", o.teach.rows_of_run, "only the rows that train.steps of the config read");
   teach_c->add_flag("--estimate", o.teach.estimate_only, "say what it would take and stop");
+  auto* import_c = add("import", "A Hugging Face folder or GGUF file as step 0 of a new run. Example: maniple import --model DIR --out runs/imported");
+  import_c->add_option("--model", o.model, "Hugging Face folder or GGUF file")->required();
+  import_c->add_option("--out", o.out, "run folder to make")->required();
+  auto* export_c = add("export", "A model for other programs. Example: maniple export --model runs/qat --format gguf --out qat.gguf --verify");
+  export_c->add_option("--model", o.model, "run folder, checkpoint, Hugging Face folder or GGUF file")->required();
+  export_c->add_option("--format", o.format, "hf, gguf or compressed-tensors")->check(CLI::IsMember({"hf", "gguf", "compressed-tensors"}))->required();
+  export_c->add_option("--quant", o.quant, "q4_0, q8_0, bf16, f16, int4_g32, int4_g128 or int4_channel (default: the grid that was trained)")
+      ->check(CLI::IsMember({"q4_0", "q8_0", "bf16", "f16", "int4_g32", "int4_g128", "int4_channel"}));
+  export_c->add_option("--out", o.out, "new folder, or the .gguf file")->required();
+  export_c->add_flag("--requantise", o.requantize, "take another grid than the one that was trained");
+  export_c->add_option("--fake-quant-out", o.fake_quant_out, "safetensors file: every tensor as the file dequantises, F32");
+  export_c->add_flag("--verify", o.verify, "reload what was written and compare tensors and logits");
   auto* bench_c = add("bench", "Measure the speed of a config: phases, share of the product peak. Example: maniple bench config.yaml run.threads=2");
   with_config(bench_c);
   auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
@@ -333,6 +370,8 @@ int run_program(int argc, char** argv) {
     else if (*sample_c) code = command_sample(o);
     else if (*eval_c) code = command_eval(o);
     else if (*logits_c) code = command_logits(o);
+    else if (*import_c) code = command_import(o);
+    else if (*export_c) code = command_export(o);
     else if (*inspect_c) code = command_inspect(o, false);
     else if (*verify_c) code = command_inspect(o, true);
     else if (*teach_c) code = command_teach(o);

@@ -5,19 +5,27 @@
 #include "core/config_schema.h"
 #include "core/errors.h"
 #include "core/random.h"
+#include "interop/hub_model.h"
 #include "parallel/device.h"
+#include "trainer/model_source.h"
 
 namespace maniple {
 
 InferenceModel::InferenceModel(const std::string& path, const std::string& precision,
-                               const std::string& device) {
+                               const std::string& device, std::optional<Grid> grid) {
   std::unique_ptr<CheckpointInfo> checkpoint;
-  if (is_hub_folder(path)) {
-    config_.model.hf_config = path + "/config.json";
+  HubModel hub;
+  ModelConfig model_config;
+  if (is_hub_model(path)) {
+    hub = open_hub_model(path);
+    model_config = parse_model_config(hub.config);
   } else {
     checkpoint = std::make_unique<CheckpointInfo>(open_checkpoint(path));
     config_ = parse_config(checkpoint->meta.at("config").get<std::string>(), checkpoint->folder);
+    model_config = parse_model_config(nlohmann::json(checkpoint_model_json(*checkpoint, config_.model)));
     step_ = checkpoint->step;
+    if (!grid && config_.quant.format != "none")
+      grid = make_grid(config_.quant.format, compute_type(parse_precision(config_.train.precision)));
   }
   at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.parallel = {};
@@ -27,12 +35,13 @@ InferenceModel::InferenceModel(const std::string& path, const std::string& preci
   config_.batch.micro_batch_rows = 1;
   mesh_ = std::make_unique<ProcessMesh>(MeshShape{}, make_single_communicator(),
                                         find_device(device, 0));
-  trained_ = std::make_unique<TrainedModel>(config_, resolve_model(config_.model), *mesh_);
+  trained_ = std::make_unique<TrainedModel>(config_, model_config, *mesh_);
+  if (grid) trained_->optimizer->quantize_with(FakeQuantizer(*grid, /*clipped=*/false));
   for (MoeLayer* layer : trained_->moe_layers) layer->router().training = false;
   if (checkpoint)
     load_checkpoint(*trained_, *checkpoint, false);
   else
-    load_hub_weights(*trained_, path);
+    load_hub_weights(*trained_, *hub.tensors);
   trained_->optimizer->publish();
   context_ = checkpoint ? config_.batch.seq_len : model().max_position_embeddings;
 }

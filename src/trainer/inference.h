@@ -1,15 +1,19 @@
 // A trained or imported model on one process and device, for evaluation, sampling and logits.
 #pragma once
 
+#include <optional>
+
 #include "trainer/run_state.h"
 
 namespace maniple {
 
 class InferenceModel {
  public:
-  // path: Hugging Face folder, checkpoint, checkpoints/ or run folder. precision: fp32, bf16, fp64.
-  // device: cpu, cuda.
-  InferenceModel(const std::string& path, const std::string& precision, const std::string& device);
+  // path: Hugging Face folder, GGUF file, checkpoint, checkpoints/ or run folder. precision: fp32,
+  // bf16, fp64. device: cpu, cuda. A model that was trained on a grid computes with the weights that
+  // its training used, in whatever precision; `grid` quantises any model.
+  InferenceModel(const std::string& path, const std::string& precision, const std::string& device,
+                 std::optional<Grid> grid = {});
 
   // ids [B, S] int64 -> logits [B, S, V] (accumulation type, on the device). No gradient.
   at::Tensor logits(const at::Tensor& ids);

@@ -10,6 +10,7 @@
 
 #include "core/config_schema.h"
 #include "core/files.h"
+#include "interop/hub_model.h"
 #include "launch/agent.h"
 #include "launch/clock.h"
 #include "launch/coordinator_shell.h"
@@ -149,7 +150,11 @@ ExitCode launch_job(Config config) {
   ensure_directory(config.run.dir + "/logs");
   {
     const RunLock lock(config.run.dir);  // no other job is writing here
-    begin_new_log(config, find_start(config));
+    const int64_t start = find_start(config);
+    begin_new_log(config, start);
+    const std::string& from = config.model.init_from;
+    if (start == 0)
+      keep_imported_files(config, from.empty() || is_hub_model(from) ? from : open_checkpoint(from).folder);
   }
   const std::string resolved = config.run.dir + kResolved;
   write_file_atomic(resolved, config_to_yaml(config));

@@ -8,6 +8,8 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "interop/hf_names.h"
+#include "interop/hub_model.h"
+#include "trainer/model_source.h"
 
 namespace maniple {
 
@@ -38,14 +40,13 @@ void set_random_weights(TrainedModel& model, uint64_t seed) {
   });
 }
 
-void load_hub_weights(TrainedModel& model, const std::string& folder) {
-  const SafetensorsFolder files(folder);
+void load_hub_weights(TrainedModel& model, const HubTensors& weights) {
   std::string name;
   at::Tensor whole;
   model.optimizer->initialize([&](const Parameter& p, int64_t first, int64_t n, double* out) {
     if (p.name != name) {
       whole.reset();
-      whole = load_parameter(files, model.model, p.name).contiguous();
+      whole = load_parameter(weights, model.model, p.name).contiguous();
       name = p.name;
     }
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, whole.scalar_type(), "load", [&] {
@@ -62,8 +63,8 @@ void set_initial_weights(TrainedModel& model, const Config& config) {
   const std::string& from = config.model.init_from;
   if (from.empty())
     set_random_weights(model, config.run.seed);
-  else if (is_hub_folder(from))
-    load_hub_weights(model, from);
+  else if (is_hub_model(from))
+    load_hub_weights(model, *open_hub_model(from).tensors);
   else
     load_checkpoint(model, open_checkpoint(from), false);
 }
@@ -100,8 +101,24 @@ void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool
   model.optimizer->refresh_values();
 }
 
-bool is_hub_folder(const std::string& path) {
-  return std::filesystem::exists(std::filesystem::path(path) / "config.json");
+void keep_imported_files(const Config& config, const std::string& init_from) {
+  namespace fs = std::filesystem;
+  const std::string to = config.run.dir + "/hub";
+  const std::string& named = config.model.hf_config;
+  const std::string text = named.empty() ? "" : read_file(named, "model.hf_config");
+  std::error_code ignored;
+  std::string from = init_from;
+  if (!from.empty() && !is_hub_model(from)) from = hub_folder_of(reopen_checkpoint(from));
+  if (!from.empty() && fs::is_directory(from)) {
+    if (fs::exists(to) && fs::equivalent(from, to, ignored)) return;
+    fs::remove_all(to, ignored);
+    keep_hub_files(from, to);
+  } else {
+    fs::remove_all(to, ignored);
+  }
+  if (named.empty()) return;
+  ensure_directory(to);
+  write_file_atomic(to + "/config.json", text);
 }
 
 ModelConfig resolve_model(const ModelSection& section) {

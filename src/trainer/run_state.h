@@ -3,6 +3,7 @@
 #pragma once
 
 #include "checkpoint/checkpoint.h"
+#include "interop/hub_tensors.h"
 #include "trainer/step.h"
 
 namespace maniple {
@@ -18,17 +19,18 @@ at::Tensor bytes_of(const TensorSlice& slice, const at::Device& device);
 // Each fills the shards that this rank owns; ShardedAdamw::publish then makes the model whole.
 // Random weights are a function of the seed alone.
 void set_random_weights(TrainedModel& model, uint64_t seed);
-// Weights of a Hugging Face folder. Throws DataError.
-void load_hub_weights(TrainedModel& model, const std::string& folder);
+// Weights of a Hugging Face folder or GGUF file. Throws DataError.
+void load_hub_weights(TrainedModel& model, const HubTensors& weights);
 // Those of model.init_from, else random ones. On every rank alone.
 void set_initial_weights(TrainedModel& model, const Config& config);
 // Without moments only weights and router state are taken. Throws CheckpointError.
 void load_checkpoint(TrainedModel& model, const CheckpointInfo& checkpoint, bool with_moments);
+// Keeps in `run.dir`/hub what belongs to an imported model beside its weights, for exports: from the
+// folder or checkpoint (opened as `init_from`) that the weights came from, or the named config.json.
+void keep_imported_files(const Config& config, const std::string& init_from);
 // Of the blocks that this rank owns and, for one rank of the job, of the router's bias; those of all
 // ranks combine to state_fingerprint.
 Fingerprint fingerprint_of_state(TrainedModel& model, bool with_router);
-// A folder that holds config.json is a hub folder, else a checkpoint (or run folder).
-bool is_hub_folder(const std::string& path);
 
 // The model of a config: preset or config.json, with overrides.
 ModelConfig resolve_model(const ModelSection& section);

@@ -121,6 +121,11 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
   optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
                                              num_units(config.batch, mesh.shape()),
                                              num_parameters(model));
+  if (config.quant.format != "none") {
+    const Grid grid = make_grid(config.quant.format, compute_type(store.precision()));
+    check_grid_on_mesh(grid, config.quant.format, model, mesh.shape());
+    optimizer->quantize_with(FakeQuantizer(grid, config.quant.estimator == "clipped"));
+  }
 }
 
 TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mesh,

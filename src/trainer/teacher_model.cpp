@@ -6,34 +6,34 @@
 #include "checkpoint/disk.h"
 #include "core/config_schema.h"
 #include "core/files.h"
+#include "interop/hub_model.h"
 #include "trainer/agreement.h"
+#include "trainer/model_source.h"
 
 namespace maniple {
-namespace {
-
-ModelSection model_section(const std::string& path, const CheckpointInfo* checkpoint) {
-  if (checkpoint)
-    return parse_config(checkpoint->meta.at("config").get<std::string>(), checkpoint->folder).model;
-  ModelSection section;
-  section.hf_config = path + "/config.json";
-  return section;
-}
-
-}  // namespace
 
 TeacherModel::TeacherModel(const Config& config, const std::string& path, ProcessMesh& mesh)
     : config_(config) {
   folder_ = agree_on_text(
-      mesh.world(), [&] { return is_hub_folder(path) ? path : open_checkpoint(path).folder; });
+      mesh.world(), [&] { return is_hub_model(path) ? path : open_checkpoint(path).folder; });
   agree(mesh.world(), [&] {
-    const bool hub = is_hub_folder(folder_);
+    HubModel hub;
     CheckpointInfo checkpoint;
-    if (!hub) checkpoint = reopen_checkpoint(folder_);
-    config_.model = model_section(folder_, hub ? nullptr : &checkpoint);
-    trained_ = std::make_unique<TrainedModel>(config_, resolve_model(config_.model), mesh);
+    ModelConfig model;
+    config_.quant = {};  // a student on a grid learns from a teacher that is on none
+    if (is_hub_model(folder_)) {
+      hub = open_hub_model(folder_);
+      model = parse_model_config(hub.config);
+    } else {
+      checkpoint = reopen_checkpoint(folder_);
+      const Config its = parse_config(checkpoint.meta.at("config").get<std::string>(), folder_);
+      config_.quant = its.quant;
+      model = parse_model_config(nlohmann::json(checkpoint_model_json(checkpoint, its.model)));
+    }
+    trained_ = std::make_unique<TrainedModel>(config_, model, mesh);
     for (MoeLayer* layer : trained_->moe_layers) layer->router().training = false;
-    if (hub)
-      load_hub_weights(*trained_, folder_);
+    if (hub.tensors)
+      load_hub_weights(*trained_, *hub.tensors);
     else
       load_checkpoint(*trained_, checkpoint, false);
   });
@@ -49,7 +49,8 @@ at::Tensor TeacherModel::hidden(const MicroBatch& batch) {
 }
 
 std::string teacher_hash(const std::string& folder) {
-  if (!is_hub_folder(folder)) return disk::hash_text(read_file(folder + "/manifest.json", "manifest"));
+  if (!is_hub_model(folder)) return disk::hash_text(read_file(folder + "/manifest.json", "manifest"));
+  if (!std::filesystem::is_directory(folder)) return disk::hash_file(folder).xxh3;  // GGUF
   std::vector<std::string> files = {folder + "/config.json"};
   for (const auto& entry : std::filesystem::directory_iterator(folder))
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());

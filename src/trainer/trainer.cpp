@@ -12,6 +12,7 @@
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "core/signals.h"
+#include "interop/hub_model.h"
 #include "metrics/console.h"
 #include "metrics/jsonl_sink.h"
 #include "metrics/tensorboard_sink.h"
@@ -79,7 +80,8 @@ std::vector<TableSection> startup_table(const Config& config, TrainedModel& mode
                                m.shared_expert_size ? ", shared " + std::to_string(m.shared_expert_size) : "")},
         {"hidden, heads", fmt::format("{}, {} query / {} key-value of {}", m.hidden_size, m.num_heads,
                                       m.num_kv_heads, m.head_dim)},
-        {"precision", config.train.precision}}},
+        {"precision", config.train.precision},
+        {"grid", config.quant.format == "none" ? "none" : config.quant.format + ", " + config.quant.estimator + " estimator"}}},
       {"mesh",
        {{"ranks", fmt::format("{} = {} slices x {}", s.num_ranks(), s.slices, s.slice_size)},
         {"dense", fmt::format("inner_dp {} x tp {}", s.inner_dp(), s.tp)},
@@ -148,6 +150,8 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
     if (config.moe.aux_coef < 0 && !model.moe_layers.empty())
       console->message(fmt::format("moe.aux_coef is the model's own: {:.3g} on the {} over layers",
                                    model.moe.settings.aux_coef, config.moe.aux_over_layers));
+    if (const auto& quantizer = model.optimizer->quantizer())
+      for (const std::string& line : quantizer->left_off(model.store)) console->message(line);
   }
   auto say = [&](const std::string& text) {
     if (console) console->message(text);
@@ -177,17 +181,21 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
   } else if (!config.model.init_from.empty()) {
     const std::string folder = agree_on_text(mesh.world(), [&] {
       const std::string& from = config.model.init_from;
-      return is_hub_folder(from) ? from : open_checkpoint(from).folder;
+      return is_hub_model(from) ? from : open_checkpoint(from).folder;
     });
     agree(mesh.world(), [&] {
-      if (is_hub_folder(folder))
-        load_hub_weights(model, folder);
+      if (is_hub_model(folder))
+        load_hub_weights(model, *open_hub_model(folder).tensors);
       else
         load_checkpoint(model, reopen_checkpoint(folder), false);
+      if (chief) keep_imported_files(config, folder);
     });
     model.optimizer->publish();
   } else {
     set_random_weights(model, config.run.seed);
+    agree(mesh.world(), [&] {
+      if (chief) keep_imported_files(config, "");
+    });
     model.optimizer->publish();
   }
   std::unique_ptr<JsonlSink> metrics;

@@ -97,9 +97,12 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
       {"optim:\n  schedule: cosin\n", "c.yaml:2:13: ", {"did you mean 'cosine'?"}},
       {"moe:\n  aux_scope: global\n", "c.yaml:2:14: ", {"previous_step, round, sequence"}},
       // what the design has and this build has not
-      {"faults:\n  kill: 2\n", "c.yaml:1:1: faults: ", {"not supported by this build"}},
+      {"faults:\n  kill: 2\n", "c.yaml:2:3: faults.kill: ", {"unknown key"}},
       {"elastic:\n  lease: 0.01\n", "c.yaml:2:10: ", {"0.1"}},
-      {"quant: {format: int4}\n", "c.yaml:1:1: quant: ", {"not supported by this build"}},
+      {"quant: {format: int4}\n", "c.yaml:1:17: quant.format: ", {"q4_0", "int4_channel"}},
+      {"quant: {format: nvfp4}\n", "c.yaml:1:17: quant.format: ", {"not supported by this build"}},
+      {"quant: {kv_cache: int8}\n", "c.yaml:1:9: quant.kv_cache: ", {"not supported by this build"}},
+      {"quant: {learned_scales: true}\n", "c.yaml:1:9: quant.learned_scales: ", {"not supported"}},
       {"parallel: {cp: 2}\n", "c.yaml:1:12: ", {"not supported by this build"}},
       {"data: {sources: [{path: x, kind: hdf5}]}\n",
        "c.yaml:1:34: ",
@@ -189,7 +192,7 @@ TEST(ConfigLoader, ErrorsOfOverridesNameTheOverride) {
       {"data.sources=[{path: x}]", "no kind"},
       {"optim.betas.0=1", "unknown key"},
       {"model.*=1", "unknown key"},
-      {"quant.format=q4", "not supported by this build"},
+      {"quant.format=nvfp4", "not supported by this build"},
       {"optim.warmup_steps=1000", "train.steps"},
   };
   for (const auto& [item, part] : table) {

@@ -1,4 +1,5 @@
 #include "interop/hf_names.h"
+#include "interop/safetensors.h"
 
 #include <gtest/gtest.h>
 

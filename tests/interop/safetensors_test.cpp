@@ -67,7 +67,7 @@ TEST_F(Safetensors, WhatIsWrittenComesBackBitForBit) {
 TEST_F(Safetensors, AnUnfinishedFileLeavesNothing) {
   { SafetensorsWriter writer(path("x.safetensors"), {{"a", at::kFloat, {2}}}); }
   EXPECT_TRUE(fs::is_empty(folder_));
-  EXPECT_THROW(SafetensorsWriter(path("no/x.safetensors"), {}), IoError);
+  EXPECT_THROW(SafetensorsWriter(path("no/x.safetensors"), std::vector<SafetensorsEntry>{}), IoError);
 }
 
 TEST_F(Safetensors, GoldenFilesAreRewrittenByteForByte) {

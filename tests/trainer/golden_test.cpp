@@ -11,7 +11,9 @@
 
 #include "core/files.h"
 #include "interop/hf_names.h"
+#include "interop/safetensors.h"
 #include "test_device.h"
+#include "objectives/causal_lm.h"
 #include "trainer/run_state.h"
 #include "trainer/step.h"
 
@@ -48,7 +50,7 @@ struct Subject {
       : config(make_config(golden, precision, rows)),
         mesh(MeshShape{}, make_single_communicator(), test_device()),
         trained(config, resolve_model(config.model), mesh) {
-    load_hub_weights(trained, golden.folder);
+    load_hub_weights(trained, SafetensorsFolder(golden.folder));
     trained.optimizer->begin_attempt();
   }
 
