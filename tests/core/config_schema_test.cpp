@@ -109,7 +109,7 @@ TEST(ConfigLoader, EveryMistakeNamesItsPlaceAndAFix) {
        {"not supported by this build"}},
       // between keys
       {"objective:\n  kind: distill\n", "c.yaml:2:3: ", {"without a teacher", "distill.store"}},
-      {"objective: {kind: distill}\ndistill: {variant: full, store: s}\n", "c.yaml:2:20: ", {"full"}},
+      {"objective: {kind: distill}\ndistill: {variant: full, store: s}\n", "c.yaml:2:11: ", {"full"}},
       {"objective: {kind: distill}\ndistill: {store: s, temperature: 2}\n",
        "c.yaml:2:21: ",
        {"distill.temperature=1"}},

@@ -38,7 +38,7 @@ std::string model_file() {
 }  // namespace
 
 std::vector<std::string> fuzz_seeds() {
-  return {model_file(), std::string("GGUF\3\0\0\0", 8) + std::string(16, '\0')};
+  return {model_file()};
 }
 
 std::vector<std::string> fuzz_dictionary() {

@@ -18,6 +18,8 @@ table = text[text.index("### metrics.jsonl"):text.index("### expert_load.jsonl")
 keys = []
 for row in table.split("\n"):
     if row.startswith("| `"):
+        if "`objective.kind: distill` only" in row:
+            continue  # distill_test.sh
         names = re.findall(r"`([^`]+)`", row.split("|")[1])
         # `a_layers`, `…_p50` stands for a_layers, a_p50
         keys += [names[0].rsplit("_", 1)[0] + n[1:] if n.startswith("…") else n for n in names]
