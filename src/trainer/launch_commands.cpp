@@ -21,6 +21,7 @@
 #include "model/shard_rules.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_slice.h"
+#include "trainer/make_objective.h"
 
 namespace maniple {
 namespace {
@@ -102,7 +103,7 @@ void show_record(Console& console, const nlohmann::ordered_json& record) {
 // The step of the checkpoint that a new job starts from.
 std::string start_path(const std::string& run_dir) { return run_dir + "/elastic/start"; }
 
-int64_t find_start(const Config& config) {
+int64_t find_start(const Config& config, const RowSource& rows) {
   if (config.run.resume != "auto" && config.run.resume != "never")
     throw ConfigError(fmt::format(
         "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
@@ -112,9 +113,7 @@ int64_t find_start(const Config& config) {
       config, [](const std::string& reason) { fmt::print("{}\n", reason); });
   if (folder.empty()) return 0;
   const CheckpointInfo checkpoint = reopen_checkpoint(folder);
-  const auto rows = open_row_source(config.data, config.batch.seq_len,
-                                    resolve_model(config.model).vocab_size, config.run.seed);
-  for (const std::string& change : check_resume(config, checkpoint, rows->fingerprint()))
+  for (const std::string& change : check_resume(config, checkpoint, rows.fingerprint()))
     fmt::print("resuming with {}\n", change);
   fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
   std::fflush(stdout);
@@ -142,15 +141,19 @@ void begin_new_log(const Config& config, int64_t start) {
 ExitCode launch_job(Config config) {
   const MeshShape shape = slice_shape(config, 0);
   config.parallel.slice_size = shape.slice_size;
-  check_mesh(resolve_model(config.model), shape);
+  const ModelConfig model = resolve_model(config.model);
+  check_mesh(model, shape);
   const BlockLayout layout = block_layout(config);
+  // What every slice would refuse is refused here, before any is started.
+  const auto rows = attach_targets(
+      config, model, open_row_source(config.data, config.batch.seq_len, model.vocab_size, config.run.seed));
   Console(stdout, detect_console_style(stdout), config.train.steps).table(job_table(config, layout));
   std::fflush(stdout);
   ensure_directory(config.run.dir + "/elastic");
   ensure_directory(config.run.dir + "/logs");
   {
     const RunLock lock(config.run.dir);  // no other job is writing here
-    const int64_t start = find_start(config);
+    const int64_t start = find_start(config, *rows);
     begin_new_log(config, start);
     const std::string& from = config.model.init_from;
     if (start == 0)
