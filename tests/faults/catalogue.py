@@ -326,3 +326,28 @@ def paused_and_resumed(job, draw):
     time.sleep(1)
     assert job.last_step() == step, "it trains on"
     subprocess.run([job.program, "ctl", job.run, "resume"], check=True, stdout=subprocess.DEVNULL)
+
+
+def make_store(program, common):
+    """A teacher and its targets for the rows of the run, in the current folder."""
+    alone = ["tiny.yaml", *common, "parallel.slices=1", "parallel.slice_size=1", "parallel.ep=1", "parallel.tp=1"]
+    for command in ([program, "train", *alone, "run.dir=teacher", "train.steps=20", "checkpoint.every=20"],
+                    [program, "teach", *alone, "run.dir=unused", "distill.teacher=teacher", "distill.store=store", "--rows-of-run"]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@fault("distil", before=make_store,
+       both=["objective.kind=distill", "distill.store=store", "distill.alpha=0.3"])
+def slice_killed_in_a_distillation(job, draw):
+    """the distillation goes on with the same bits"""
+    job.until_step(20)
+    job.kill("train", draw.randrange(4), draw.randrange(2))
+    job.until_epochs(2)
+
+
+@fault("grid", both=["quant.format=q4_0"])
+def slice_killed_in_quantised_training(job, draw):
+    """goes on with the same bits"""
+    job.until_step(20)
+    job.kill("train", draw.randrange(4), draw.randrange(2))
+    job.until_epochs(2)
