@@ -72,7 +72,8 @@ def main():
         while len(kills) < a.kills:
             time.sleep(draw.uniform(0.5, 1.5) * a.pause)
             members = {s for _, _, s in job.processes("train")}
-            training = [s for s in members if job.journal(s) and job.journal(s)[-1]["event"] == "commit"]
+            last = {s: (job.journal(s) or [{"event": "none"}])[-1] for s in members}
+            training = [s for s, e in last.items() if e["event"] == "commit" and microseconds() - e["us"] < 300000]
             if len(training) < max(3, a.slices - 1):
                 continue
             slice = draw.choice(training)
