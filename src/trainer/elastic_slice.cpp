@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <filesystem>
-#include <sstream>
 
 #include "checkpoint/folders.h"
 #include "core/config_schema.h"
@@ -19,7 +18,10 @@
 #include "optim/schedule.h"
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
+#include "trainer/bit_flips.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/elastic_order.h"
+#include "trainer/elastic_plan.h"
 #include "trainer/make_objective.h"
 #include "trainer/step_metrics.h"
 
@@ -28,58 +30,6 @@ namespace {
 
 constexpr double kDeadline = 3600;  // of an operation between slices; waits end by STOP
 constexpr uint32_t kRestoreAttempt = 1 << 20;
-
-// What the leader tells the ranks of its slice to do next.
-struct Order {
-  enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kSave, kLeave } kind{};
-  EpochNumber epoch = 0;
-  Step step = 0;
-  uint32_t attempt = 0;
-  std::optional<DecisionRecord> record;
-  std::optional<EpochDecision> decision;
-  bool fresh = false;
-  int32_t code = 0;
-  template <class Self, class F>
-  static void fields(Self& s, F&& f) {
-    f(s.kind, s.epoch, s.step, s.attempt, s.record, s.decision, s.fresh, s.code);
-  }
-};
-
-}  // namespace
-
-template <>
-struct EnumLast<Order::Kind> {
-  static constexpr Order::Kind value = Order::Kind::kLeave;
-};
-
-namespace {
-
-// Actions that are not the training ranks' (Stable) or the leader's alone (ToPeers): nothing.
-Order order_for(const MembershipAction& action) {
-  using Kind = Order::Kind;
-  Order order;
-  if (const auto* start = std::get_if<StartAttempt>(&action)) {
-    order.kind = Kind::kAttempt;
-    order.epoch = start->epoch;
-    order.step = start->step;
-    order.attempt = start->attempt;
-  } else if (const auto* update = std::get_if<ApplyUpdate>(&action)) {
-    order.kind = Kind::kUpdate;
-    order.record = update->record;
-  } else if (const auto* restore = std::get_if<Restore>(&action)) {
-    order.kind = Kind::kRestore;
-    order.decision = restore->decision;
-    order.fresh = restore->fresh;
-  } else if (std::holds_alternative<DropOldCopies>(action)) {
-    order.kind = Kind::kDrop;
-  } else if (const auto* halt = std::get_if<Halt>(&action); halt && halt->save) {
-    order.kind = Kind::kSave;
-  } else if (const auto* leave = std::get_if<Leave>(&action)) {
-    order.kind = Kind::kLeave;
-    order.code = leave->code;
-  }
-  return order;
-}
 
 Fingerprint fingerprint_of(std::string_view bytes, uint64_t key) {
   Fingerprint f;
@@ -101,44 +51,10 @@ uint64_t host_id() {
   return hash_name(name);
 }
 
-Redundancy parse_redundancy(const std::string& name) {
-  if (name == "replicated") return Redundancy::kReplicated;
-  return name == "none" ? Redundancy::kNone : Redundancy::kShadow;
-}
-
-struct BitFlip {
-  SliceId slice = 0;
-  int64_t position = 0;
-  Step step = 0;
-  std::string what;
-  int64_t element = 0;
-  int bit = 0;
-};
-
-std::vector<BitFlip> parse_flips(const std::string& text) {
-  std::vector<BitFlip> flips;
-  std::istringstream list(text);
-  for (std::string one; std::getline(list, one, ',');) {
-    BitFlip f;
-    char what[16] = "", end = 0;
-    const int n = std::sscanf(one.c_str(), " %u:%ld:%ld:%15[a-z]:%ld:%d %c", &f.slice, &f.position,
-                              &f.step, what, &f.element, &f.bit, &end);
-    f.what = what;
-    const bool known = f.what == "master" || f.what == "m" || f.what == "v" || f.what == "parameter";
-    if (n != 6 || !known || f.element < 0 || f.bit < 0)
-      throw ConfigError(fmt::format(
-          "faults.flip: '{}' is not slice:position:step:what:element:bit with what one of master, "
-          "m, v, parameter; example: 1:0:20:master:5:30",
-          one));
-    flips.push_back(f);
-  }
-  return flips;
-}
-
 class ElasticSlice {
  public:
   ElasticSlice(const Config& config, TrainedModel& model, ProcessMesh& mesh, TrainStep& step,
-               const RowSource& rows, const RankControl::Config& line);
+               const RowSource& rows, const BlockLayout& layout, const RankControl::Config& line);
   ExitCode run();
 
  private:
@@ -212,14 +128,15 @@ class ElasticSlice {
 };
 
 ElasticSlice::ElasticSlice(const Config& config, TrainedModel& model, ProcessMesh& mesh,
-                           TrainStep& step, const RowSource& rows, const RankControl::Config& line)
+                           TrainStep& step, const RowSource& rows, const BlockLayout& layout,
+                           const RankControl::Config& line)
     : config_(config),
       model_(model),
       mesh_(mesh),
       step_(step),
       rows_(rows),
       line_config_(line),
-      layout_{model.optimizer->num_blocks(), parse_redundancy(config.elastic.redundancy)},
+      layout_(layout),
       flips_(parse_flips(config.faults.flip)),
       listener_(link_progress_, "127.0.0.1", 0, line.token) {}
 
@@ -802,39 +719,6 @@ std::optional<std::string> ElasticSlice::state_fingerprint() {
 
 }  // namespace
 
-MeshShape slice_shape(const Config& config, int64_t num_ranks) {
-  ParallelConfig parallel = config.parallel;
-  parallel.slices = 1;
-  if (num_ranks == 0) num_ranks = smallest_num_ranks(parallel);
-  const MeshShape shape = make_mesh_shape(parallel, num_ranks);
-  if (config.run.device != "cpu")
-    throw ConfigError(fmt::format(
-        "run.device={}: the slices of an elastic job compute on the CPU in this version; set "
-        "run.device=cpu, or train without launch",
-        config.run.device));
-  (void)parse_flips(config.faults.flip);
-  const int64_t units = maniple::num_units(config.batch, shape);
-  if (units < config.parallel.slices + config.elastic.spares)
-    throw ConfigError(fmt::format(
-        "{} units for {} slices and {} spares: every slice needs a unit; raise batch.units or "
-        "batch.rows",
-        units, config.parallel.slices, config.elastic.spares));
-  return shape;
-}
-
-BlockLayout block_layout(const Config& config) {
-  const ModelConfig model = resolve_model(config.model);
-  const MeshShape shape = slice_shape(config, 0);
-  BlockLayout layout{0, parse_redundancy(config.elastic.redundancy)};
-  run_local_ranks(static_cast<int>(shape.slice_size), [&](std::unique_ptr<Communicator> world) {
-    const bool first = world->rank() == 0;
-    ProcessMesh mesh(shape, std::move(world));
-    const TrainedModel planned(config, model, mesh, /*allocate=*/false);
-    if (first) layout.num_blocks = ShardedAdamw::num_blocks(planned.store, config.optim.block_elements);
-  });
-  return layout;
-}
-
 ExitCode train_slice(const Config& config, std::unique_ptr<Communicator> slice,
                      const RankControl::Config& line) {
   ModelConfig model_config;
@@ -851,7 +735,8 @@ ExitCode train_slice(const Config& config, std::unique_ptr<Communicator> slice,
   std::unique_ptr<TrainedModel> model;
   agree(mesh.world(), [&] { model = std::make_unique<TrainedModel>(config, model_config, mesh); });
   TrainStep step(config, *model, mesh, *rows, make_objective(config, model_config, mesh));
-  return ElasticSlice(config, *model, mesh, step, *rows, line).run();
+  const BlockLayout layout{model->optimizer->num_blocks(), redundancy_of(config)};
+  return ElasticSlice(config, *model, mesh, step, *rows, layout, line).run();
 }
 
 }  // namespace maniple

@@ -6,9 +6,8 @@
 
 #include "core/config.h"
 #include "core/errors.h"
-#include "elastic/reshard.h"
 #include "launch/rank_control.h"
-#include "parallel/mesh.h"
+#include "parallel/communicator.h"
 
 namespace maniple {
 
@@ -16,11 +15,5 @@ namespace maniple {
 // to leave with; throws the errors of core/errors.h, which end the slice.
 ExitCode train_slice(const Config& config, std::unique_ptr<Communicator> slice,
                      const RankControl::Config& line);
-
-// The mesh of one slice of an elastic job; num_ranks 0: the smallest legal number. Throws ConfigError
-// for what such a job cannot do.
-MeshShape slice_shape(const Config& config, int64_t num_ranks);
-// The blocks of a position and how they are held, which the coordinator must know.
-BlockLayout block_layout(const Config& config);
 
 }  // namespace maniple

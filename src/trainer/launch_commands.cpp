@@ -20,7 +20,7 @@
 #include "metrics/tensorboard_sink.h"
 #include "model/shard_rules.h"
 #include "trainer/checkpoint_writer.h"
-#include "trainer/elastic_slice.h"
+#include "trainer/elastic_plan.h"
 #include "trainer/make_objective.h"
 
 namespace maniple {
