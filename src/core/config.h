@@ -137,11 +137,14 @@ struct ElasticConfig {
 };
 
 struct SdcConfig {
-  bool state = true;  // check optimizer state and parameters against errors of memory
+  bool state = true;         // compare optimizer state and parameters with what was written
+  int64_t canary_every = -1; // steps between canary units; 0: none, -1: by the number of units
+  bool outliers = true;      // replay a step whose loss or gradient norm is far from its history
+  int64_t max_strikes = 3;   // wrong results of a slice before it is quarantined
 };
-
 struct FaultsConfig {
-  std::string flip;  // bits to flip, for tests: slice:position:step:what:element:bit, ...
+  std::string flip;    // bits to flip, for tests: slice:position:step:what:element:bit, ...
+  std::string sticky;  // the same, from that step on, every time
 };
 
 struct Config {

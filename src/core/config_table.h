@@ -252,13 +252,28 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"elastic.mpirun", non_empty(), "program that starts the ranks of a slice"},
         c.elastic.mpirun);
   visit(Key{"sdc.state", any_value(),
-            "elastic jobs: check optimizer state and parameters against errors of memory in every "
-            "step"},
+            "elastic jobs: compare optimizer state and parameters with what was written, and between "
+            "the slices, in every step"},
         c.sdc.state);
+  visit(Key{"sdc.canary_every", at_least(-1),
+            "elastic jobs: steps between canary units, which two slices compute and compare; 0: none, "
+            "-1: max(4, 250 slices / units), about 0.4 % of the time; a slice with fewer units than "
+            "others computes one in every step"},
+        c.sdc.canary_every);
+  visit(Key{"sdc.outliers", any_value(),
+            "elastic jobs: replay a step whose loss or gradient norm is far from the last 128 steps"},
+        c.sdc.outliers);
+  visit(Key{"sdc.max_strikes", at_least(1),
+            "elastic jobs: wrong results of a slice before it is quarantined, until ctl readmit"},
+        c.sdc.max_strikes);
   visit(Key{"faults.flip", any_value(),
-            "elastic jobs, for tests: bits to flip in memory, a list with commas of "
-            "slice:position:step:what:element:bit; what is master, m, v or parameter"},
+            "elastic jobs, for tests: bits to flip, a list with commas of "
+            "slice:position:step:what:element:bit; what is master, m, v, parameter, gradient, sum, "
+            "reduced, hidden, gate, index or expert"},
         c.faults.flip);
+  visit(Key{"faults.sticky", any_value(),
+            "elastic jobs, for tests: as faults.flip, from that step on, every time"},
+        c.faults.sticky);
 }
 
 }  // namespace maniple

@@ -219,6 +219,10 @@ void Coordinator::receive_from_member(const Envelope& envelope) {
     set_phase(CoordinatorPhase::kFinishing);
   } else if (const auto* part = std::get_if<CheckpointPart>(&envelope.message)) {
     receive_part(slice, *part);
+  } else if (const auto* sdc = std::get_if<SdcFinding>(&envelope.message)) {
+    note("sdc_" + sdc->finding, fmt::format("step {}: {}", sdc->step, sdc->text));
+    for (const SliceId wrong : sdc->strikes)
+      if (slots_.contains(wrong)) strike(wrong, sdc->text);
   }
 }
 

@@ -117,6 +117,7 @@ class Coordinator {
   void ended(SliceId slice, int32_t code, const std::string& reason);
   void lose_member(SliceId slice, const std::string& reason);
   void doom(SliceId slice, const std::string& reason, bool blameless);
+  void strike(SliceId slice, const std::string& reason);
   void ban(SliceId slice, int32_t code, const std::string& reason);
   void launch_due();
   void fail_if_hopeless();

@@ -52,8 +52,8 @@ std::string Coordinator::status_text() const {
   for (const auto& [slice, slot] : slots_) {
     const auto at = history_.slots.find(slice);
     const SlotHistory past = at == history_.slots.end() ? SlotHistory{} : at->second;
-    text += fmt::format("slice {} life {} {} failures {}{}{}\n", slice, past.life,
-                        kStages[static_cast<size_t>(slot.stage)], slot.failures,
+    text += fmt::format("slice {} life {} {} failures {} strikes {}{}{}\n", slice, past.life,
+                        kStages[static_cast<size_t>(slot.stage)], slot.failures, past.strikes,
                         past.banned ? " banned" : "", past.drained ? " drained" : "");
   }
   return text;

@@ -19,6 +19,7 @@ struct CoordinatorConfig {
   Step last_step = 1;
   BlockLayout layout;
   uint32_t max_restarts = 5;  // failures in a row before a slot is banned
+  uint32_t max_strikes = 3;   // wrong results of a slot before it is banned
   uint64_t config_hash = 0;   // of what all slices must have in common
   Timeouts timeouts;
 

@@ -15,6 +15,8 @@ bool is_final(int32_t code) {
                      [&](ExitCode final_code) { return static_cast<int32_t>(final_code) == code; });
 }
 
+constexpr auto kUnhealthy = static_cast<int32_t>(ExitCode::kUnhealthy);
+
 }  // namespace
 
 void Coordinator::grant_leases() {
@@ -92,6 +94,8 @@ void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) 
           fmt::format("slice {}: {}; a relaunch would only repeat it", slice, reason));
     else if (slot.failures > config_.max_restarts)
       ban(slice, code, fmt::format("slice {} failed {} times in a row", slice, slot.failures));
+    else if (code == kUnhealthy)
+      strike(slice, reason);
   }
   if (member) lose_member(slice, reason);
 }
@@ -115,6 +119,17 @@ void Coordinator::doom(SliceId slice, const std::string& reason, bool blameless)
   note("slice_dropped", fmt::format("slice {} life {}: {}", slice, life_of(slice), reason));
   send(slice, Dismiss{reason});
   send(slice, Kill{});
+}
+
+// A device that went wrong too often is not used until the operator readmits it.
+void Coordinator::strike(SliceId slice, const std::string& reason) {
+  append(StrikeRecord{slice, reason});
+  const uint32_t strikes = history_.slots.at(slice).strikes;
+  note("strike", fmt::format("slice {}, {} of {}: {}", slice, strikes, config_.max_strikes, reason));
+  if (strikes < config_.max_strikes || history_.slots.at(slice).banned) return;
+  const std::string why = fmt::format("slice {} is quarantined after {} wrong results", slice, strikes);
+  ban(slice, kUnhealthy, why);
+  if (is_member(slice)) lose_member(slice, why);
 }
 
 void Coordinator::ban(SliceId slice, int32_t code, const std::string& reason) {

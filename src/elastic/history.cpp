@@ -32,10 +32,13 @@ void apply_to(History& h, const LaunchRecord& r) {
 
 void apply_to(History& h, const SlotRecord& r) {
   SlotHistory& slot = h.slots[r.slice];
+  if (slot.banned && !r.banned) slot.strikes = 0;
   slot.banned = r.banned;
   slot.drained = r.drained;
   slot.code = r.code;
 }
+
+void apply_to(History& h, const StrikeRecord& r) { ++h.slots[r.slice].strikes; }
 
 void apply_to(History& h, const WishRecord& r) {
   h.target = r.target;

@@ -65,6 +65,16 @@ struct SlotRecord {
   }
 };
 
+// The slice gave a wrong result; too many of them bar its slot.
+struct StrikeRecord {
+  SliceId slice = 0;
+  std::string reason;
+  template <class Self, class F>
+  static void fields(Self& s, F&& f) {
+    f(s.slice, s.reason);
+  }
+};
+
 // What the operator wants.
 struct WishRecord {
   uint32_t target = 0;  // number of members
@@ -101,16 +111,17 @@ struct VerdictRecord {
 };
 
 using LogRecord = std::variant<StartedRecord, EpochRecord, PausedRecord, LaunchRecord, SlotRecord,
-                               WishRecord, PublishedRecord, RowsDroppedRecord, VerdictRecord>;
+                               WishRecord, PublishedRecord, RowsDroppedRecord, VerdictRecord, StrikeRecord>;
 
 struct SlotHistory {
   Life life = 0;  // last one launched
   uint32_t failures = 0;
+  uint32_t strikes = 0;  // since it was readmitted last
   bool banned = false, drained = false;
   int32_t code = 0;  // of the ban
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.life, s.failures, s.banned, s.drained, s.code);
+    f(s.life, s.failures, s.strikes, s.banned, s.drained, s.code);
   }
 };
 

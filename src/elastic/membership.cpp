@@ -40,6 +40,8 @@ std::vector<MembershipAction> Membership::on(const MembershipEvent& event) {
     }
   } else if (const auto* restored_event = std::get_if<RestoreDone>(&event)) {
     restored(*restored_event);
+  } else if (const auto* judged = std::get_if<Judged>(&event)) {
+    send(decision_.number, judged->finding);
   } else if (const auto* part = std::get_if<PartWritten>(&event)) {
     send(decision_.number, part->part);
   }
@@ -117,7 +119,7 @@ void Membership::receive_epoch(const EpochDecision& d) {
   prepared_.reset();
   broken_.clear();
   votes_.clear();
-  attempt_ = 0;
+  attempt_ = execution_ = 0;
   std::erase_if(open_rows_, [&](const MetricRow& row) { return row.step > committed_; });
   stable_ = committed_;
   actions_.push_back(Stable{stable_});

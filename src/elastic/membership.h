@@ -60,12 +60,16 @@ struct RestoreDone {
   std::string reason;
   std::optional<MetricRow> row;
 };
+// The slices have come to a verdict about a suspicious step; one of them says so.
+struct Judged {
+  SdcFinding finding;
+};
 // All ranks of the slice have written their parts of a checkpoint taken in `epoch`.
 struct PartWritten {
   CheckpointPart part;
 };
 using MembershipEvent = std::variant<FromCoordinator, Connected, FromPeer, LinkBroken, AttemptDone,
-                                     UpdateDone, RestoreDone, PartWritten>;
+                                     UpdateDone, RestoreDone, Judged, PartWritten>;
 
 // --- Actions, in their order ---------------------------------------------------------------------
 
@@ -81,6 +85,7 @@ struct StartAttempt {
   EpochNumber epoch = 0;
   Step step = 0;
   uint32_t attempt = 0;
+  uint32_t execution = 0;  // complete ones of this step in this epoch that were found suspicious
 };
 // The step is committed: update the held blocks from the kept gradients and the record (nothing for
 // a skip), publish parameters, answer UpdateDone. The work on the blocks is local and is completed
@@ -137,7 +142,7 @@ class Membership {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.incarnation_, s.phase_, s.stage_, s.decision_, s.stopped_, s.lineage_, s.committed_,
-      s.stable_, s.record_, s.holds_, s.attempt_, s.prepared_, s.stop_after_, s.save_, s.open_rows_,
+      s.stable_, s.record_, s.holds_, s.attempt_, s.execution_, s.prepared_, s.stop_after_, s.save_, s.open_rows_,
       s.broken_, s.votes_);
   }
 
@@ -167,7 +172,7 @@ class Membership {
   void restored(const RestoreDone& done);
   void say_again();
   void begin_step();
-  void start_attempt(uint32_t attempt);
+  void start_attempt(uint32_t attempt, uint32_t execution);
   void count_votes();
   void commit(const std::vector<Prepare>& prepares, Outcome outcome);
   void note_stable(Step step);
@@ -192,7 +197,7 @@ class Membership {
   Step committed_ = 0, stable_ = 0;
   std::optional<DecisionRecord> record_;  // of committed_
   std::vector<EpochNumber> holds_;        // epochs whose placement is held whole at committed_
-  uint32_t attempt_ = 0;
+  uint32_t attempt_ = 0, execution_ = 0;
   std::optional<Prepare> prepared_;  // own, of committed_ + 1, not taken back by anything
   std::optional<Step> stop_after_;
   bool save_ = false;  // when it stops there

@@ -7,16 +7,17 @@ namespace maniple {
 
 void Membership::begin_step() {
   if (stop_after_ && committed_ >= *stop_after_) return stop_now(decision_.number, false);
-  if (committed_ < config_.last_step) return start_attempt(0);
+  if (committed_ < config_.last_step) return start_attempt(0, 0);
   phase_ = SlicePhase::kFinished;
   send(decision_.number, Finished{open_rows_});
 }
 
-void Membership::start_attempt(uint32_t attempt) {
+void Membership::start_attempt(uint32_t attempt, uint32_t execution) {
   attempt_ = attempt;
+  execution_ = execution;
   prepared_.reset();
   stage_ = Stage::kComputing;
-  actions_.push_back(StartAttempt{decision_.number, committed_ + 1, attempt});
+  actions_.push_back(StartAttempt{decision_.number, committed_ + 1, attempt, execution});
 }
 
 void Membership::receive_prepare(const Prepare& p) {
@@ -42,10 +43,12 @@ std::vector<Prepare> Membership::full_set(Step step, uint32_t attempt) const {
   return set;
 }
 
+// That a member found nothing wrong with its state before `step`, too.
 bool Membership::prepared_by_all(Step step) const {
   return std::all_of(decision_.members.begin(), decision_.members.end(), [&](const Member& member) {
     return std::any_of(votes_.begin(), votes_.end(), [&](const auto& vote) {
-      return vote.first.step == step && vote.first.slice == member.slice;
+      return vote.first.step == step && vote.first.slice == member.slice &&
+             vote.second.report.health == Health::kOk;
     });
   });
 }
@@ -63,7 +66,7 @@ void Membership::count_votes() {
   if (attempt_ + 1 >= config_.max_attempts)
     return leave(ExitCode::kComm,
                  fmt::format("step {} failed {} times", committed_ + 1, attempt_ + 1));
-  start_attempt(attempt_ + 1);
+  start_attempt(attempt_ + 1, is_complete(prepares) ? execution_ + 1 : execution_);
 }
 
 void Membership::commit(const std::vector<Prepare>& prepares, Outcome outcome) {

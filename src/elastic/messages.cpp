@@ -9,7 +9,7 @@ constexpr uint8_t kProtocolVersion = 1;
 const char* message_name(const Message& message) {
   static constexpr const char* kNames[] = {
       "AgentHello", "Beat",    "Exited",       "Register",       "State",  "Ready",
-      "BrokenLink", "Rows",    "Finished",     "CheckpointPart", "Launch", "Kill",
+      "BrokenLink", "Rows",    "Finished",     "CheckpointPart", "SdcFinding", "Launch", "Kill",
       "Stop",       "Epoch",   "Run",          "RowsAck",        "Query",  "Dismiss",
       "Verdict",    "Control", "ControlReply", "Prepare"};
   static_assert(std::size(kNames) == std::variant_size_v<Message>);

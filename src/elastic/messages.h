@@ -150,6 +150,17 @@ struct CheckpointPart {
   }
 };
 
+// What replaying a suspicious step has shown (elastic/replay.h), said by the first member.
+struct SdcFinding {
+  Step step = 0;
+  std::string finding, text;
+  std::vector<SliceId> strikes;  // slices that gave a wrong result
+  template <class Self, class F>
+  static void fields(Self& s, F&& f) {
+    f(s.step, s.finding, s.text, s.strikes);
+  }
+};
+
 // --- From the coordinator ----------------------------------------------------------------------
 
 // To an agent: start the life of the header. It kills what it runs of earlier lives first.
@@ -253,7 +264,7 @@ struct ControlReply {
 };
 
 using Message = std::variant<AgentHello, Beat, Exited, Register, State, Ready, BrokenLink, Rows,
-                             Finished, CheckpointPart, Launch, Kill, Stop, Epoch, Run, RowsAck,
+                             Finished, CheckpointPart, SdcFinding, Launch, Kill, Stop, Epoch, Run, RowsAck,
                              Query, Dismiss, Verdict, Control, ControlReply, Prepare>;
 
 // A message with what every message carries. `slice` and `life` name the slice that the message

@@ -1,5 +1,7 @@
 #include "elastic/vote.h"
 
+#include <algorithm>
+
 namespace maniple {
 
 Outcome decide(const std::vector<Prepare>& prepares) {
@@ -11,6 +13,11 @@ Outcome decide(const std::vector<Prepare>& prepares) {
     tokens += p.report.tokens;
   }
   return finite && tokens > 0 ? Outcome::kCommit : Outcome::kSkip;
+}
+
+bool is_complete(const std::vector<Prepare>& prepares) {
+  return std::none_of(prepares.begin(), prepares.end(),
+                      [](const Prepare& p) { return p.report.health == Health::kPoisoned; });
 }
 
 }  // namespace maniple

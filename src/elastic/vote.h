@@ -27,7 +27,7 @@ struct Fixed128 {
 enum class Health : uint8_t {
   kOk,
   kPoisoned,  // an exchange or a rank failed: the attempt's numbers are worthless
-  kSuspect,   // a check did not agree: replay before anything is committed
+  kSuspect,   // the numbers are there, but a check did not agree: replay before a commit
 };
 template <>
 struct EnumLast<Health> {
@@ -95,5 +95,7 @@ struct DecisionRecord {
 // out split brain); kSkip if one is not finite or the step has no targets. A pure function of the
 // records, so all slices that have them decide alike.
 Outcome decide(const std::vector<Prepare>& prepares);
+// Every slice has the attempt's numbers, whether they are suspicious or not.
+bool is_complete(const std::vector<Prepare>& prepares);
 
 }  // namespace maniple

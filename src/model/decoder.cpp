@@ -74,6 +74,7 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
   at::Tensor x = embedded(ids);
   losses_.clear();
   for (Layer& layer : layers_) {
+    if (on_hidden) on_hidden(x);
     if (hidden) hidden->push_back(x.detach());
     // The inputs are shared by all layers: copying them copies references.
     auto body = [this, &layer, inputs](const std::vector<at::Tensor>& in, bool again) {
@@ -86,6 +87,7 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
     x = out[0];
     if (out.size() > 1) losses_.push_back(out[1]);
   }
+  if (on_hidden) on_hidden(x);
   x = norm(x, *final_norm_);
   if (hidden) hidden->push_back(x.detach());
   return x;

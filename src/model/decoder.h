@@ -30,6 +30,8 @@ class Decoder {
   at::Tensor forward(const at::Tensor& ids, DecoderCache& cache);
   // The layers' own losses of the last forward, in layer order, for the objective to add.
   std::vector<at::Tensor> take_losses() { return std::exchange(losses_, {}); }
+  // Called with the input of each layer and of the final norm, when they are there.
+  std::function<void(const at::Tensor&)> on_hidden;
   Parameter& head() { return *head_; }  // [V / tp, D]
 
  private:

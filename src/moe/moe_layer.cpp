@@ -120,6 +120,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
     enter(MoePhase::kExperts);
     const at::Tensor y = run_experts(*experts_, x, p, rows, context_.max_tokens);
+    if (context_.on_tensor) context_.on_tensor("expert", y);
     enter(MoePhase::kCombine);
     return y;
   };
@@ -195,6 +196,10 @@ at::Tensor MoeLayer::forward(const at::Tensor& x_BSD, LayerPass& pass) {
                              .add_(part * mesh_.tp().rank()).floor_divide_(S);
   const Routing routing = router_->forward(x_TD, row, B, !pass.again);
   pass.loss = routing.loss;
+  if (context_.on_tensor) {
+    context_.on_tensor("gate", routing.weights_TK);
+    context_.on_tensor("index", routing.experts_TK);
+  }
   if (context_.keep_routing && !pass.again) context_.routing.push_back(routing);
   enter(MoePhase::kDispatch);
   at::Tensor y = gather_tokens(routed(x_TD, routing), B * S, mesh_.tp()).view({B, S, D});

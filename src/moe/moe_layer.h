@@ -22,6 +22,8 @@ struct MoeContext {
   bool keep_routing = false;       // fill `routing` for inspection
   std::vector<Routing> routing;
   std::function<void(MoePhase)> on_phase;  // called at the beginning of each phase, for timing
+  // Called with what a forward has just computed: "gate", "index", "expert". For fault injection.
+  std::function<void(const char* what, const at::Tensor&)> on_tensor;
   std::function<void(std::vector<int64_t>&)> corrupt_counts;  // fault injection of tests
 };
 

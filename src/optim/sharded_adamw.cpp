@@ -12,6 +12,7 @@
 #include "core/errors.h"
 #include "kernels/parallel_tasks.h"
 #include "kernels/device_kernels.h"
+#include "kernels/flip_bit.h"
 #include "links/message_hash.h"
 
 namespace maniple {
@@ -35,6 +36,11 @@ double sum_of_squares(const at::Tensor& block) {
     using T = decltype(zero);
     return block_sum_of_squares(std::span<const T>(span_of<T>(block)));
   });
+}
+
+uint64_t tensor_hash(const at::Tensor& t) {
+  const at::Tensor host = t.cpu();
+  return message_hash({static_cast<const uint8_t*>(host.const_data_ptr()), host.nbytes()});
 }
 
 }  // namespace
@@ -280,6 +286,13 @@ void ShardedAdamw::begin_attempt() {
     if (s.exact) s.sum.zero_();
 }
 
+uint64_t ShardedAdamw::gradient_hash() const {
+  uint64_t hash = 0;
+  for (const Shard& s : shards_)
+    hash = mix64(hash + tensor_hash(store_.group(s.group).grad));
+  return hash;
+}
+
 bool ShardedAdamw::fold_unit() {
   const at::Device& device = store_.mesh().device();
   std::atomic<bool> legal{true};
@@ -501,7 +514,7 @@ void ShardedAdamw::visit_sealed(
 
 void ShardedAdamw::seal() {
   visit_sealed([](const std::string&, const at::Tensor& t, uint64_t& seal) {
-    seal = message_hash({static_cast<const uint8_t*>(t.const_data_ptr()), t.nbytes()});
+    seal = tensor_hash(t);
   });
 }
 
@@ -509,29 +522,62 @@ std::vector<std::string> ShardedAdamw::broken_seals() {
   std::mutex mutex;
   std::vector<std::string> broken;
   visit_sealed([&](const std::string& what, const at::Tensor& t, uint64_t& seal) {
-    if (message_hash({static_cast<const uint8_t*>(t.const_data_ptr()), t.nbytes()}) == seal) return;
+    if (tensor_hash(t) == seal) return;
     const std::lock_guard lock(mutex);
     broken.push_back(what);
   });
   return broken;
 }
 
+std::vector<int64_t> ShardedAdamw::state_hashes() const {
+  std::vector<int64_t> hashes(1 + num_blocks_);
+  uint64_t parameters = 0;
+  for (const Shard& s : shards_) {
+    for (const uint64_t seal : s.seals) parameters = mix64(parameters + seal);
+    for (const auto& [number, b] : s.blocks) {
+      if (!b.held) continue;
+      uint64_t hash = 0;
+      for (const uint64_t seal : b.seals) hash = mix64(hash + seal);
+      hashes[1 + number] = static_cast<int64_t>(hash);
+    }
+  }
+  hashes[0] = static_cast<int64_t>(parameters);
+  return hashes;
+}
+
+uint64_t ShardedAdamw::state_check() const {
+  const std::vector<int64_t> hashes = state_hashes();
+  const auto slices = static_cast<uint64_t>(store_.mesh().num_slices());
+  const uint64_t first = store_.mesh().slice() == 0 ? slices - 1 : 0 - uint64_t{1};
+  uint64_t check = first * static_cast<uint64_t>(hashes[0]);
+  if (!copied_) return check;
+  const uint64_t copies = replicated_ ? slices - 1 : 1;
+  for (const Shard& s : shards_)
+    for (const auto& [number, b] : s.blocks)
+      if (b.held)
+        check += (b.owned ? copies : 0 - uint64_t{1}) * static_cast<uint64_t>(hashes[1 + number]);
+  return check;
+}
+
 void ShardedAdamw::flip(const std::string& what, int64_t element, int bit) {
   for (Shard& s : shards_) {
     std::vector<at::Tensor> places;
     if (what == "parameter") places.push_back(store_.group(s.group).value);
-    for (auto& [number, b] : s.blocks)
-      if (b.held && what != "parameter")
-        places.push_back(what == "master" ? b.master : what == "m" ? b.m : b.v);
+    if (what == "gradient") places.push_back(store_.group(s.group).grad);
+    if (what == "sum" && s.exact) places.push_back(s.section);
+    for (auto& [number, b] : s.blocks) {
+      if (!b.held) continue;
+      if (what == "reduced" && s.exact) places.push_back(b.reduced);
+      if (what == "master") places.push_back(b.master);
+      if (what == "m") places.push_back(b.m);
+      if (what == "v") places.push_back(b.v);
+    }
     for (const at::Tensor& t : places) {
       if (element >= t.numel()) {
         element -= t.numel();
         continue;
       }
-      const auto size = static_cast<int64_t>(t.element_size());
-      const int64_t place = bit % (8 * size);
-      static_cast<uint8_t*>(t.data_ptr())[element * size + place / 8] ^=
-          static_cast<uint8_t>(1 << (place % 8));
+      flip_bit(t, element, bit);
       return;
     }
   }

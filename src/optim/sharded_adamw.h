@@ -55,6 +55,7 @@ class ShardedAdamw {
   void refresh_values();  // working copies of held blocks from the masters (after loading)
 
   void begin_attempt();      // clears sums and gradients
+  uint64_t gradient_hash() const;  // of the unit that is to be folded
   bool fold_unit();          // gradients of one unit -> sums; false: an addend is out of bounds
   void reduce_in_slice();    // collective over the slice: each rank has its section's sums
   void reduce_across();      // collective between the slices: holders have the sums of their blocks
@@ -82,7 +83,12 @@ class ShardedAdamw {
   // v of the held blocks and the parameters are, broken_seals() names what has changed since.
   void seal();
   std::vector<std::string> broken_seals();
-  // Flips one bit of an element of this rank's `what`: master, m, v or parameter. For tests.
+  // Adds up to zero over the slices when all copies of the state are equal. After seal().
+  uint64_t state_check() const;
+  // The seals: of the parameters, then of each block of the position (0 where it is not held).
+  std::vector<int64_t> state_hashes() const;
+  // Flips one bit of an element of this rank's `what`: master, m, v, parameter, gradient (of a
+  // unit), sum (of the slice) or reduced (of held blocks). For tests.
   void flip(const std::string& what, int64_t element, int bit);
 
   Fingerprint fingerprint() const;  // of owned blocks; those of all ranks combine

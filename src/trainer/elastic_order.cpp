@@ -10,6 +10,7 @@ Order order_for(const MembershipAction& action) {
     order.epoch = start->epoch;
     order.step = start->step;
     order.attempt = start->attempt;
+    order.execution = start->execution;
   } else if (const auto* update = std::get_if<ApplyUpdate>(&action)) {
     order.kind = Kind::kUpdate;
     order.record = update->record;

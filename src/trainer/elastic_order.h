@@ -10,14 +10,14 @@ struct Order {
   enum class Kind : uint8_t { kNothing, kAttempt, kUpdate, kRestore, kDrop, kSave, kLeave } kind{};
   EpochNumber epoch = 0;
   Step step = 0;
-  uint32_t attempt = 0;
+  uint32_t attempt = 0, execution = 0;
   std::optional<DecisionRecord> record;
   std::optional<EpochDecision> decision;
   bool fresh = false;
   int32_t code = 0;
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.kind, s.epoch, s.step, s.attempt, s.record, s.decision, s.fresh, s.code);
+    f(s.kind, s.epoch, s.step, s.attempt, s.execution, s.record, s.decision, s.fresh, s.code);
   }
 };
 

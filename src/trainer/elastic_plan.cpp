@@ -1,7 +1,7 @@
 #include "trainer/elastic_plan.h"
 
 #include "core/errors.h"
-#include "trainer/bit_flips.h"
+#include "trainer/fault_injector.h"
 #include "trainer/run_state.h"
 
 namespace maniple {
@@ -22,7 +22,7 @@ MeshShape slice_shape(const Config& config, int64_t num_ranks) {
         "run.device={}: the slices of an elastic job compute on the CPU in this version; set "
         "run.device=cpu, or train without launch",
         config.run.device));
-  (void)parse_flips(config.faults.flip);
+  (void)parse_faults(config.faults);
   const int64_t units = maniple::num_units(config.batch, shape);
   if (units < config.parallel.slices + config.elastic.spares)
     throw ConfigError(fmt::format(

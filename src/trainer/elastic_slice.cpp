@@ -1,15 +1,18 @@
 #include "trainer/elastic_slice.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 #include <torch/version.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <bit>
 #include <filesystem>
 
 #include "checkpoint/folders.h"
 #include "core/config_schema.h"
 #include "core/files.h"
+#include "elastic/replay.h"
 #include "elastic/reshard.h"
 #include "launch/clock.h"
 #include "launch/slice_control.h"
@@ -18,11 +21,12 @@
 #include "optim/schedule.h"
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
-#include "trainer/bit_flips.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_order.h"
 #include "trainer/elastic_plan.h"
+#include "trainer/fault_injector.h"
 #include "trainer/make_objective.h"
+#include "trainer/outliers.h"
 #include "trainer/step_metrics.h"
 
 namespace maniple {
@@ -71,6 +75,14 @@ class ElasticSlice {
   Order next_order();
   void perform(const Order& order);
   void attempt(const Order& order);
+  Health examine(const Order& order, const StepSums& mine, const StepSums& sums);
+  std::string suspicion(const StepSums& sums) const;
+  bool gather_execution(const StepSums& mine, uint32_t rotation);
+  void blame(const std::vector<uint32_t>& members, const std::string& why);
+  void report_finding(Step step, const std::string& finding, const std::string& text,
+                      const std::vector<uint32_t>& blamed, bool leaves);
+  void check_copies();
+  std::optional<Canary> canary(Step step) const;
   void update(const DecisionRecord& record);
   void restore(const EpochDecision& decision, bool fresh);
   void send_prepare(const Prepare& prepare);
@@ -86,7 +98,6 @@ class ElasticSlice {
   bool gather_parameters();
   void seal();
   void check_seals();
-  void inject(Step step);
   void save(bool wait);
   void report_part(bool wait);
   std::optional<MetricRow> make_row();
@@ -101,7 +112,7 @@ class ElasticSlice {
   const RowSource& rows_;
   const RankControl::Config line_config_;
   const BlockLayout layout_;
-  const std::vector<BitFlip> flips_;
+  FaultInjector injector_;
   Progress link_progress_;
   LinkListener listener_;
 
@@ -117,6 +128,10 @@ class ElasticSlice {
   Step prepared_step_ = 0;    // of the attempt that was prepared last, whose sums wait for the vote
   StepSums prepared_;
   bool has_parameters_ = false;  // those of state_step_
+  Outliers outliers_;
+  int64_t rotation_ = 0;                // of the units
+  std::vector<Execution> executions_;   // of the suspicious step under way
+  std::string suspicion_;               // why it is one
   std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
   CheckpointWriter writer_;
@@ -137,7 +152,7 @@ ElasticSlice::ElasticSlice(const Config& config, TrainedModel& model, ProcessMes
       rows_(rows),
       line_config_(line),
       layout_(layout),
-      flips_(parse_flips(config.faults.flip)),
+      injector_(config.faults, line.slice, line.life, mesh.position(), step, model),
       listener_(link_progress_, "127.0.0.1", 0, line.token) {}
 
 // --- Beginning -----------------------------------------------------------------------------------
@@ -337,16 +352,24 @@ bool ElasticSlice::between(const std::function<void()>& communicate) {
 void ElasticSlice::attempt(const Order& order) {
   step_now_ = order.step;
   attempt_now_ = order.attempt;
+  const auto members = static_cast<uint32_t>(decision_.members.size());
   bool good = all_agree(!halted() && links_->broken().empty() && has_parameters_);
-  StepSums sums;
+  StepSums mine, sums;
   if (good) {
     links_->begin_attempt(static_cast<uint64_t>(order.step), order.attempt);
+    if (const int64_t rotation = rotation_of(order.execution, members); rotation != rotation_)
+      step_.assign(rotation_ = rotation);
     uint32_t unit = 0;
-    inject(order.step);
-    sums = step_.compute(order.step, order.attempt, [&] {
+    injector_.begin(order.step, order.attempt);
+    const auto keep_on = [&] {
       progress(++unit);
       return good = all_agree(!halted());
-    });
+    };
+    mine = step_.compute(order.step, order.attempt, keep_on,
+                         order.execution ? std::nullopt : canary(order.step));
+    sums = mine;
+    if (config_.sdc.state)
+      TrainStep::add_check(sums, Check::kState, model_.optimizer->state_check());
     good = good && step_.exchange(sums, [this](const auto& c) { return between(c); }) &&
            !TrainStep::failed(sums);
     check_seals();
@@ -357,14 +380,131 @@ void ElasticSlice::attempt(const Order& order) {
                       [&] { return halted_ >= decision_.number; });
   }
   AttemptReport report;
-  report.health = good ? Health::kOk : Health::kPoisoned;
-  if (good) {
+  report.health = good ? examine(order, mine, sums) : Health::kPoisoned;
+  if (report.health == Health::kOk) {
     prepared_ = sums;
     prepared_step_ = order.step;
     report.finite = TrainStep::finite(sums);
     report.tokens = sums[0];
   }
   if (leads()) control_->on(AttemptDone{order.epoch, order.step, order.attempt, report});
+}
+
+// --- Wrong results -------------------------------------------------------------------------------
+
+std::optional<Canary> ElasticSlice::canary(Step step) const {
+  const int64_t slices = mesh_.num_slices(), units = step_.num_units();
+  int64_t every = config_.sdc.canary_every;
+  if (every < 0) every = std::max<int64_t>(4, (250 * slices + units - 1) / units);
+  return canary_of(step, units, slices, every);
+}
+
+// Why the step should be executed again before it is committed; empty: it need not be.
+std::string ElasticSlice::suspicion(const StepSums& sums) const {
+  if (TrainStep::broken(sums, Check::kCanary)) return "two slices disagree about a unit";
+  if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
+  if (!TrainStep::finite(sums)) return "a value is not finite";
+  const StepOutcome out = step_.settle(sums);
+  if (outliers_.suspects({out.loss, out.grad_norm}))
+    return fmt::format("loss {:.6g} and gradient norm {:.6g} are outliers", out.loss, out.grad_norm);
+  return {};
+}
+
+// What a complete attempt is worth. All slices see the same sums, so they come to the same end; a
+// suspicious step is executed until judge() knows why, and nothing of it is committed before.
+// `mine`: the numbers of this rank before the exchange.
+Health ElasticSlice::examine(const Order& order, const StepSums& mine, const StepSums& sums) {
+  if (config_.sdc.state && TrainStep::broken(sums, Check::kState)) {
+    check_copies();
+    return Health::kPoisoned;
+  }
+  if (order.execution == 0) {
+    executions_.clear();
+    suspicion_ = suspicion(sums);
+    if (suspicion_.empty()) return Health::kOk;
+    note("suspicion", decision_.number, order.step);
+  }
+  executions_.resize(order.execution);
+  if (!gather_execution(mine, static_cast<uint32_t>(rotation_))) return Health::kPoisoned;
+  const Judgement judgement = judge(executions_);
+  if (judgement.finding == Finding::kOpen) return Health::kSuspect;
+  std::vector<SliceId> slices;
+  for (const Member& member : decision_.members) slices.push_back(member.slice);
+  const std::string text = suspicion_ + ": " + describe(judgement, slices);
+  report_finding(order.step, to_string(judgement.finding), text, judgement.blamed,
+                 !judgement.commits());
+  if (judgement.commits()) return Health::kOk;
+  blame(judgement.blamed, text);
+  return Health::kPoisoned;
+}
+
+// Adds the fingerprints of what all members have just computed, alike on all ranks.
+bool ElasticSlice::gather_execution(const StepSums& mine, uint32_t rotation) {
+  const Fingerprint f = step_.computed(mine);
+  const at::Tensor words = at::tensor(
+      std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)}, at::kLong);
+  at::Tensor slice = at::empty({mesh_.in_slice().size(), 2}, words.options());
+  mesh_.in_slice().all_gather(words, slice);
+  at::Tensor all = at::empty({mesh_.num_slices(), slice.size(0), 2}, words.options());
+  if (!between([&] { mesh_.across().all_gather(slice, all); })) return false;
+  Execution execution{rotation, {}};
+  const auto members = static_cast<uint32_t>(mesh_.num_slices());
+  for (uint32_t range = 0; range < members; ++range)
+    execution.ranges.push_back(fingerprint_of(all[(range + members - rotation) % members], 1));
+  executions_.push_back(std::move(execution));
+  return true;
+}
+
+// The first member that stays tells the coordinator. Those that leave are counted by their exit.
+void ElasticSlice::report_finding(Step step, const std::string& finding, const std::string& text,
+                                  const std::vector<uint32_t>& blamed, bool leaves) {
+  if (!leads()) return;
+  uint32_t speaker = 0;
+  while (leaves && speaker + 1 < decision_.members.size() &&
+         std::find(blamed.begin(), blamed.end(), speaker) != blamed.end())
+    ++speaker;
+  if (static_cast<int64_t>(speaker) != mesh_.slice()) return;
+  SdcFinding message{step, finding, text, {}};
+  for (const uint32_t member : blamed)
+    if (!leaves) message.strikes.push_back(decision_.members[member].slice);
+  control_->on(Judged{message});
+}
+
+// Ends this slice if it is among `members`; alike on all of its ranks.
+void ElasticSlice::blame(const std::vector<uint32_t>& members, const std::string& why) {
+  const auto me = static_cast<uint32_t>(mesh_.slice());
+  if (std::find(members.begin(), members.end(), me) == members.end()) return;
+  throw Error(ExitCode::kUnhealthy,
+              fmt::format("slice {} leaves at step {}: {}", line_config_.slice, step_now_.load(), why));
+}
+
+// Copies of the state differ though each is what its holder wrote. Who is in the minority leaves;
+// without a majority all who hold the copies do, and the job goes back to a checkpoint.
+void ElasticSlice::check_copies() {
+  const at::Tensor mine = at::tensor(model_.optimizer->state_hashes(), at::kLong);
+  const int64_t members = mesh_.num_slices(), n = mine.numel();
+  at::Tensor all = at::empty({members, n}, mine.options());
+  if (!between([&] { mesh_.across().all_gather(mine, all); })) return;
+  const auto hash = all.accessor<int64_t, 2>();
+  at::Tensor wrong = at::zeros({members}, mine.options());
+  for (int64_t i = 0; i < n; ++i) {
+    std::map<int64_t, int64_t> votes;  // hash -> copies
+    int64_t copies = 0;
+    for (int64_t m = 0; m < members; ++m)
+      if (i == 0 || hash[m][i] != 0) ++votes[hash[m][i]], ++copies;
+    for (int64_t m = 0; m < members && votes.size() > 1; ++m)
+      if ((i == 0 || hash[m][i] != 0) && 2 * votes[hash[m][i]] <= copies) wrong[m] += 1;
+  }
+  mesh_.in_slice().all_reduce(wrong);
+  std::vector<uint32_t> blamed;
+  for (int64_t m = 0; m < members; ++m)
+    if (wrong[m].item<int64_t>() > 0) blamed.push_back(static_cast<uint32_t>(m));
+  std::vector<SliceId> slices;
+  for (const uint32_t m : blamed) slices.push_back(decision_.members[m].slice);
+  const std::string text = fmt::format("copies of the state after step {} differ: slices {}", state_step_,
+                                       fmt::join(slices, " and "));
+  report_finding(step_now_, "copies", text, blamed, true);
+  blame(blamed, text);
 }
 
 // The leader sends its PREPARE to the others and hears theirs.
@@ -401,7 +541,10 @@ void ElasticSlice::update(const DecisionRecord& record) {
     std::lock_guard lock(mutex_);
     note("commit", decision_.number, record.step);
   }
-  step_.apply(step_.settle(sums_), learning_rate(config_.optim, record.step, config_.train.steps));
+  const StepOutcome outcome = step_.settle(sums_);
+  outliers_.commit({outcome.loss, outcome.grad_norm}, !executions_.empty());
+  executions_.clear();
+  step_.apply(outcome, learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
   has_parameters_ = gather_parameters();
   seal();
@@ -441,13 +584,6 @@ void ElasticSlice::check_seals() {
                           broken.size() > 1 ? fmt::format(" and {} more", broken.size() - 1) : ""));
 }
 
-void ElasticSlice::inject(Step step) {
-  for (const BitFlip& flip : flips_)
-    if (flip.slice == line_config_.slice && flip.position == mesh_.position() && flip.step == step &&
-        line_config_.life == 1 && attempt_now_ == 0)
-      model_.optimizer->flip(flip.what, flip.element, flip.bit);
-}
-
 // --- From one epoch to the next ------------------------------------------------------------------
 
 void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
@@ -465,9 +601,11 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   if (!is_linked) return;  // STOP has come
   links_->begin_attempt(static_cast<uint64_t>(decision.committed), kRestoreAttempt);
   mesh_.set_across(std::make_unique<TcpCommunicator>(*links_, TcpOptions{.deadline_s = kDeadline}));
-  step_.assign();
+  step_.assign(rotation_ = 0);
+  executions_.clear();
   if (fresh || decision.loads_checkpoint()) {
     model_.optimizer->forget();
+    outliers_ = {};
     prepared_step_ = 0;
   }
   model_.optimizer->set_holders(holders(layout_, decision.members));
@@ -482,6 +620,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
     }
   }
   bool good = trouble.empty() && copy_blocks(decision) && share_small_state(decision, fresh);
+  outliers_.quiet_for(5);
   has_parameters_ = good && gather_parameters();
   good = good && has_parameters_;
   seal();
@@ -601,6 +740,8 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
   std::vector<int64_t> numbers = {step_.applied_steps};
   sums_.resize(step_.num_sums());
   numbers.insert(numbers.end(), sums_.begin(), sums_.end());
+  const std::vector<double> history = outliers_.state();
+  for (const double x : history) numbers.push_back(std::bit_cast<int64_t>(x));
   std::vector<at::Tensor> parts = {at::tensor(numbers, at::kLong).view(at::kByte)};
   for (MoeLayer* layer : model_.moe_layers)
     for (const at::Tensor* t : {&layer->router().bias, &layer->router().previous_f})
@@ -616,6 +757,10 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
   const auto* n = reinterpret_cast<const int64_t*>(whole.const_data_ptr());
   step_.applied_steps = n[0];
   std::copy(n + 1, n + 1 + sums_.size(), sums_.begin());
+  std::vector<double> history_there;
+  for (size_t i = 0; i < history.size(); ++i)
+    history_there.push_back(std::bit_cast<double>(n[1 + sums_.size() + i]));
+  outliers_.set_state(history_there);
   for (MoeLayer* layer : model_.moe_layers)
     for (const at::Tensor* t : {&layer->router().bias, &layer->router().previous_f}) {
       const auto size = static_cast<int64_t>(t->nbytes());

@@ -186,6 +186,7 @@ ExitCode coordinate_job(const Config& config) {
   shell.job.spares = static_cast<uint32_t>(config.elastic.spares);
   shell.job.min_slices = static_cast<uint32_t>(config.elastic.min_slices);
   shell.job.max_restarts = static_cast<uint32_t>(config.elastic.max_restarts);
+  shell.job.max_strikes = static_cast<uint32_t>(config.sdc.max_strikes);
   shell.job.last_step = config.train.steps;
   shell.job.layout = block_layout(config);
   shell.job.config_hash = hash_name(config_to_yaml(config));

@@ -40,14 +40,15 @@ FixedPoint128 from_limbs(const int64_t* limbs) {
   return x;
 }
 
-// The end of the sums: an attempt failed, a value was not finite, three squared norms.
-constexpr size_t kFlagNumbers = 14;
+// The end of the sums: an attempt failed, a value was not finite, three squared norms, the checks.
+constexpr size_t kFlagNumbers = 14 + kNumChecks;
 class Flags {
  public:
   explicit Flags(const StepSums& sums)
       : at_(const_cast<int64_t*>(sums.data()) + sums.size() - kFlagNumbers) {}
   int64_t& failed() const { return at_[0]; }
   int64_t& nonfinite() const { return at_[1]; }
+  int64_t& check(Check c) const { return at_[14 + static_cast<int>(c)]; }
   FixedPoint128 norm(int i) const { return from_limbs(at_ + 2 + 4 * i); }
   void set_norms(const ShardedAdamw::Norms& norms) const {
     std::vector<int64_t> limbs;
@@ -149,24 +150,46 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
   assign();
 }
 
+const char* to_string(Check check) {
+  static constexpr const char* kNames[] = {"canary", "reduced gradients", "state"};
+  return kNames[static_cast<int>(check)];
+}
+
+std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int64_t every) {
+  if (slices < 2 || every <= 0) return std::nullopt;
+  const auto first = [&](int64_t slice) { return slice * units / slices; };
+  const auto count = [&](int64_t slice) { return first(slice + 1) - first(slice); };
+  std::vector<int64_t> idle;  // who waits for the others anyhow
+  for (int64_t s = 0; units % slices && s < slices; ++s)
+    if (count(s) == units / slices) idle.push_back(s);
+  if (idle.empty() && step % every) return std::nullopt;
+  const int64_t turn = idle.empty() ? step / every : step;
+  const int64_t second = idle.empty() ? turn % slices : idle[turn % static_cast<int64_t>(idle.size())];
+  const int64_t rounds = turn / (idle.empty() ? slices : static_cast<int64_t>(idle.size()));
+  const int64_t owner = (second + 1 + rounds % (slices - 1)) % slices;
+  return Canary{first(owner) + rounds / (slices - 1) % count(owner), second};
+}
+
 // 1 assign: contiguous ranges of units, by slice.
-void TrainStep::assign() {
-  const int64_t slices = mesh_.num_slices(), slice = mesh_.slice();
-  first_unit_ = slice * num_units_ / slices;
-  units_here_ = (slice + 1) * num_units_ / slices - first_unit_;
+void TrainStep::assign(int64_t rotation) {
+  batches_.reset();
+  const int64_t slices = mesh_.num_slices(), range = (mesh_.slice() + rotation) % slices;
+  first_unit_ = range * num_units_ / slices;
+  units_here_ = (range + 1) * num_units_ / slices - first_unit_;
   unit_counts_ = at::zeros({units_here_, static_cast<int64_t>(model_.moe_layers.size()),
                             model_.model.num_experts},
                            at::TensorOptions(at::kLong));
-  batches_.reset();
 }
 
 std::vector<Row> TrainStep::micro_batch_rows(uint64_t k) const {
-  const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
   const auto number = static_cast<int64_t>(k);
-  const int64_t round = number % rounds_, unit = number / rounds_ % units_here_;
-  const int64_t step = number / rounds_ / units_here_;  // from 0
-  const int64_t unit_rows = rounds_ * dp * micro;
-  const int64_t first = step * config_.batch.rows + (first_unit_ + unit) * unit_rows +
+  return micro_batch_rows(number / rounds_ / units_here_ + 1,
+                          first_unit_ + number / rounds_ % units_here_, number % rounds_);
+}
+
+std::vector<Row> TrainStep::micro_batch_rows(int64_t step, int64_t unit, int64_t round) const {
+  const int64_t micro = config_.batch.micro_batch_rows, dp = mesh_.shape().inner_dp();
+  const int64_t first = (step - 1) * config_.batch.rows + unit * rounds_ * dp * micro +
                         (round * dp + mesh_.dp_index()) * micro;
   std::vector<Row> rows;
   for (int64_t r = 0; r < micro; ++r)
@@ -195,14 +218,19 @@ MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
 
 void TrainStep::backward_unit(int64_t step, int64_t unit) {
   for (int64_t round = 0; round < rounds_; ++round) {
-    const int64_t k = ((step - 1) * units_here_ + unit - first_unit_) * rounds_ + round;
-    if (!batches_)
-      batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
-                                              static_cast<uint64_t>(k), 4);
     clock_.enter(Phase::kData);
-    Prefetcher::Batch batch = batches_->get(static_cast<uint64_t>(k));
+    std::vector<Row> rows;
+    if (unit >= first_unit_ && unit < first_unit_ + units_here_) {
+      const int64_t k = ((step - 1) * units_here_ + unit - first_unit_) * rounds_ + round;
+      if (!batches_)
+        batches_ = std::make_unique<Prefetcher>([this](uint64_t n) { return micro_batch_rows(n); },
+                                                static_cast<uint64_t>(k), 4);
+      rows = batches_->get(static_cast<uint64_t>(k)).rows;
+    } else {
+      rows = micro_batch_rows(step, unit, round);
+    }
     clock_.enter(Phase::kForward);
-    const MicroBatch b = to_tensors(std::move(batch.rows));
+    const MicroBatch b = to_tensors(std::move(rows));
     const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
     at::Tensor loss = objective_->loss(b, h.view({-1, h.size(-1)}), model_.decoder->head(),
                                        model_.model.vocab_size, scale_, mesh_.tp());
@@ -211,6 +239,19 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
     loss.backward();
     clock_.enter(Phase::kOther);
   }
+  if (on_gradients) on_gradients(GradientPlace::kUnit);
+}
+
+// Of the gradient of another slice's unit; leaves no other trace.
+uint64_t TrainStep::canary_hash(int64_t step, int64_t unit) {
+  const double logit_max = logit_max_;
+  backward_unit(step, unit);
+  objective_->take_sums();
+  for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
+  logit_max_ = logit_max;
+  const uint64_t hash = model_.optimizer->gradient_hash();
+  model_.store.zero_grad();
+  return hash;
 }
 
 // Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, then
@@ -240,9 +281,11 @@ void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, Step
     add(speaks ? to_quanta(objective.values[j] * scale_) : 0);
 }
 
-StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on) {
+StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on,
+                            const std::optional<Canary>& canary) {
   ShardedAdamw& optimizer = *model_.optimizer;
   bool failed = false, finite = true;
+  uint64_t canary_hash = 0;
   auto inject = [&](int64_t unit, FaultPoint::Phase phase) {
     if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
   };
@@ -266,16 +309,21 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
     for (MoeLayer* layer : model_.moe_layers) finite &= layer->router().sums.make_finite();
     add_unit_sums(unit, objective, sums);
     clock_.enter(Phase::kFold);
+    if (canary && canary->unit == unit) canary_hash = optimizer.gradient_hash();
     finite &= optimizer.fold_unit();
     clock_.enter(Phase::kOther);
   }
+  if (canary && canary->second == mesh_.slice() && !failed)
+    canary_hash = 0 - this->canary_hash(step, canary->unit);
   if (model_.moe.poisoned) failed = true;
   model_.moe.poisoned = false;
 
   clock_.enter(Phase::kExchange);
   optimizer.reduce_in_slice();
   inject(-1, FaultPoint::kExchange);
+  if (on_gradients) on_gradients(GradientPlace::kSum);
   sums.resize(sums.size() + kFlagNumbers);
+  add_check(sums, Check::kCanary, canary_hash);
   Flags(sums).failed() = failed;
   Flags(sums).nonfinite() = !finite;
   return sums;
@@ -287,6 +335,8 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
   clock_.enter(Phase::kExchange);
   if (!between([&] { optimizer.reduce_across(); })) return false;
 
+  if (on_gradients) on_gradients(GradientPlace::kReduced);
+
   // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
   clock_.enter(Phase::kVote);
   bool finite = true;
@@ -297,6 +347,22 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
                                  at::TensorOptions(at::kLong));
   mesh_.in_slice().all_reduce(all);
   return between([&] { mesh_.across().all_reduce(all); });
+}
+
+void TrainStep::add_check(StepSums& sums, Check check, uint64_t hash) {
+  int64_t& sum = Flags(sums).check(check);
+  sum = static_cast<int64_t>(static_cast<uint64_t>(sum) + hash);
+}
+
+bool TrainStep::broken(const StepSums& sums, Check check) { return Flags(sums).check(check) != 0; }
+
+Fingerprint TrainStep::computed(const StepSums& sums) const {
+  Fingerprint f = model_.optimizer->sums_fingerprint();
+  for (size_t i = 0; i + kFlagNumbers < sums.size(); ++i)
+    for (int half = 0; half < 2; ++half)
+      f.add_word(static_cast<uint32_t>(static_cast<uint64_t>(sums[i]) >> (32 * half)), 2 * i + half,
+                 kNumGradGroups);
+  return f;
 }
 
 size_t TrainStep::objective_begin() const {

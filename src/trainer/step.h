@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "core/config.h"
 #include "data/prefetcher.h"
@@ -56,6 +57,25 @@ struct StepOutcome {
 // losses, router sums and counts, flags, squared norms.
 using StepSums = std::vector<int64_t>;
 
+// Numbers among the sums that add up to zero over the job when all is well, and practically never
+// otherwise: the same hash with opposite signs.
+enum class Check {
+  kCanary,  // gradient of a unit, computed by two slices
+  kBlocks,  // reduced gradient of a block, at its holders
+  kState,   // parameters at all slices; master, m and v of a block at its holders
+};
+constexpr int kNumChecks = 3;
+const char* to_string(Check check);
+
+// A unit of the step that a second slice computes too, only to compare gradients.
+struct Canary {
+  int64_t unit = 0;
+  int64_t second = 0;  // slice
+};
+// The canary of a step, if it has one: every `every` steps (0: never), and in each step where some
+// slices have a unit less than the others, for one of these. Units and pairs rotate.
+std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int64_t every);
+
 // Where a test may make an attempt fail on one rank.
 struct FaultPoint {
   int64_t step, attempt, unit;
@@ -80,19 +100,27 @@ class TrainStep {
   // The parts of run(). Phases 1 to 4 and the reduction inside the slice; collective over it.
   // `keep_on` is asked before each unit and must answer alike on all ranks of the slice; after a no
   // the attempt has failed.
-  StepSums compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on = {});
+  StepSums compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on = {},
+                   const std::optional<Canary>& canary = {});
   // Phases 5 and 6: the sums of the whole job. Collective over all slices. False when `between`
   // failed: the sums are worthless then.
   bool exchange(StepSums& sums, const Between& between);
   size_t num_sums() const;
   static bool failed(const StepSums& sums);
   static bool finite(const StepSums& sums);
+  static void add_check(StepSums& sums, Check check, uint64_t hash);  // between compute and exchange
+  static bool broken(const StepSums& sums, Check check);  // after exchange
+  // Of what this rank computed, gradients and sums, on its way to the other slices: between compute
+  // and the next one. `sums` as compute() returned them.
+  Fingerprint computed(const StepSums& sums) const;
   // The outcome, a function of the job's sums alone.
   StepOutcome settle(const StepSums& sums) const;
   // Phase 8, nothing for a skipped step; publishing is ShardedAdamw's.
   void apply(const StepOutcome& outcome, double lr);
-  // Who computes which units follows from mesh.across(); to be called when that changes.
-  void assign();
+  // Who computes which units follows from mesh.across(); to be called when that changes. With a
+  // rotation this slice computes the units of the slice that comes so many places after it.
+  void assign(int64_t rotation = 0);
+  int64_t num_units() const { return num_units_; }
   // Mean cross-entropy over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
@@ -107,6 +135,9 @@ class TrainStep {
   RankNumbers rank_numbers();  // collective over the slice
 
   int64_t applied_steps = 0;  // committed and not skipped
+  // Called where a test may damage the gradients: of a unit, summed over the slice, reduced.
+  enum class GradientPlace { kUnit, kSum, kReduced };
+  std::function<void(GradientPlace)> on_gradients;
   std::function<bool(const FaultPoint&)> inject_fault;  // true: this rank's attempt fails here
   static constexpr int64_t kMaxAttempts = 4;
 
@@ -114,7 +145,9 @@ class TrainStep {
   MicroBatch to_tensors(std::vector<Row> rows) const;
   // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
   std::vector<Row> micro_batch_rows(uint64_t k) const;
+  std::vector<Row> micro_batch_rows(int64_t step, int64_t unit, int64_t round) const;
   void backward_unit(int64_t step, int64_t unit);
+  uint64_t canary_hash(int64_t step, int64_t unit);
   void add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums);
   size_t objective_begin() const;  // of the objective's sums but for the loss, among the step's
 

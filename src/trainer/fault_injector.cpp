@@ -1,0 +1,95 @@
+#include "trainer/fault_injector.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <sstream>
+
+#include "core/errors.h"
+#include "kernels/flip_bit.h"
+
+namespace maniple {
+namespace {
+
+constexpr std::array kState = {"master", "m", "v", "parameter"};
+constexpr std::array kOthers = {"gradient", "sum", "reduced", "hidden", "gate", "index", "expert"};
+
+template <typename Names>
+bool is_among(const Names& names, const std::string& what) {
+  return std::find(names.begin(), names.end(), what) != names.end();
+}
+
+}  // namespace
+
+bool BitFlip::in_state() const { return is_among(kState, what); }
+
+std::vector<BitFlip> parse_flips(const std::string& text, const std::string& key, bool sticky) {
+  std::vector<BitFlip> flips;
+  std::istringstream list(text);
+  for (std::string one; std::getline(list, one, ',');) {
+    BitFlip f;
+    char what[16] = "", end = 0;
+    const int n = std::sscanf(one.c_str(), " %u:%ld:%ld:%15[a-z]:%ld:%d %c", &f.slice, &f.position,
+                              &f.step, what, &f.element, &f.bit, &end);
+    f.what = what;
+    f.sticky = sticky;
+    if (n != 6 || !(f.in_state() || is_among(kOthers, f.what)) || f.element < 0 || f.bit < 0)
+      throw ConfigError(fmt::format(
+          "{}: '{}' is not slice:position:step:what:element:bit with what one of {}, {}; example: "
+          "1:0:20:master:5:30",
+          key, one, fmt::join(kState, ", "), fmt::join(kOthers, ", ")));
+    flips.push_back(f);
+  }
+  return flips;
+}
+
+std::vector<BitFlip> parse_faults(const FaultsConfig& faults) {
+  std::vector<BitFlip> all = parse_flips(faults.flip, "faults.flip", false);
+  const std::vector<BitFlip> sticky = parse_flips(faults.sticky, "faults.sticky", true);
+  all.insert(all.end(), sticky.begin(), sticky.end());
+  return all;
+}
+
+FaultInjector::FaultInjector(const FaultsConfig& faults, SliceId slice, Life life, int64_t position,
+                             TrainStep& step, TrainedModel& model)
+    : waiting_(parse_faults(faults)), life_(life), model_(model) {
+  std::erase_if(waiting_,
+                [&](const BitFlip& f) { return f.slice != slice || f.position != position; });
+  if (waiting_.empty()) return;
+  step.on_gradients = [this](TrainStep::GradientPlace place) {
+    constexpr std::array names = {"gradient", "sum", "reduced"};
+    reach(names[static_cast<size_t>(place)], [this](const BitFlip& f) {
+      model_.optimizer->flip(f.what, f.element, f.bit);
+    });
+  };
+  const auto tensor = [this](const char* what, const at::Tensor& t) {
+    reach(what, [&](const BitFlip& f) { flip_bit(t, f.element, f.bit); });
+  };
+  model.moe.on_tensor = tensor;
+  model.decoder->on_hidden = [tensor](const at::Tensor& x) { tensor("hidden", x); };
+}
+
+void FaultInjector::begin(Step step, uint32_t attempt) {
+  step_ = step;
+  first_attempt_ = attempt == 0;
+  for (const char* what : kState)
+    reach(what, [this](const BitFlip& f) { model_.optimizer->flip(f.what, f.element, f.bit); });
+}
+
+void FaultInjector::reach(const std::string& what,
+                          const std::function<void(const BitFlip&)>& damage) {
+  std::erase_if(waiting_, [&](const BitFlip& f) {
+    if (f.what != what) return false;
+    if (f.sticky) {
+      if (step_ >= f.step) damage(f);
+      return false;
+    }
+    const bool now = step_ == f.step && life_ == 1 && first_attempt_;
+    if (now) damage(f);
+    return now;
+  });
+}
+
+}  // namespace maniple

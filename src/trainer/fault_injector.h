@@ -1,0 +1,52 @@
+// Bits flipped in a slice on purpose, so that tests can see what finds them (faults.flip,
+// faults.sticky). Off and free without faults.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+#include "elastic/types.h"
+#include "trainer/step.h"
+
+namespace maniple {
+
+struct BitFlip {
+  SliceId slice = 0;
+  int64_t position = 0;
+  Step step = 0;
+  std::string what;
+  int64_t element = 0;
+  int bit = 0;
+  // False: once, in the first attempt of the step in the slice's first life. True: from that step
+  // on, every time that `what` is computed.
+  bool sticky = false;
+  // In the state, before the step: master, m, v, parameter. In gradients: gradient (of a unit),
+  // sum (of the slice), reduced. In a forward: hidden (input of a layer), gate (weights of the
+  // chosen experts), index (their numbers), expert (their outputs).
+  bool in_state() const;
+};
+
+// "slice:position:step:what:element:bit", a list with commas. Throws ConfigError, which names `key`.
+std::vector<BitFlip> parse_flips(const std::string& text, const std::string& key, bool sticky);
+std::vector<BitFlip> parse_faults(const FaultsConfig& faults);
+
+class FaultInjector {
+ public:
+  // Those for this rank; hooks into the step and the model, which it must not outlive.
+  FaultInjector(const FaultsConfig& faults, SliceId slice, Life life, int64_t position,
+                TrainStep& step, TrainedModel& model);
+  // An attempt begins.
+  void begin(Step step, uint32_t attempt);
+
+ private:
+  void reach(const std::string& what, const std::function<void(const BitFlip&)>& damage);
+
+  std::vector<BitFlip> waiting_;
+  const Life life_;
+  TrainedModel& model_;
+  Step step_ = 0;
+  bool first_attempt_ = true;
+};
+
+}  // namespace maniple

@@ -1,0 +1,40 @@
+// Steps whose numbers are far from what the last steps had (layer L0 of spec/elastic.md section 6).
+// A function of the committed history alone, so all slices judge alike.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+namespace maniple {
+
+class Outliers {
+ public:
+  static constexpr size_t kNumbers = 2;  // loss, gradient norm
+  using Numbers = std::array<double, kNumbers>;
+  static constexpr int64_t kWindow = 128;      // steps of history
+  static constexpr double kThreshold = 8;      // deviations, at least
+  static constexpr double kBudget = 0.0025;    // share of steps that may be replayed, beyond four
+
+  // How many robust deviations (median, 1.4826 MAD) each number is from the history.
+  Numbers scores(const Numbers& numbers) const;
+  bool may_replay() const { return static_cast<double>(replayed_) < 4 + kBudget * static_cast<double>(steps_); }
+  // A score is beyond the threshold and the history is full.
+  bool suspects(const Numbers& numbers) const;
+  // The step is committed. `was_replayed`: it had been suspected and was genuine, so what is
+  // suspicious begins further out.
+  void commit(const Numbers& numbers, bool was_replayed);
+  void quiet_for(int64_t steps) { quiet_ = steps; }  // after an epoch change
+
+  // The whole state, for a slice that joins; of fixed size.
+  std::vector<double> state() const;
+  void set_state(const std::vector<double>& state);
+
+ private:
+  std::deque<Numbers> history_;
+  double threshold_ = kThreshold;
+  int64_t steps_ = 0, replayed_ = 0, quiet_ = 0;
+};
+
+}  // namespace maniple
