@@ -47,12 +47,16 @@ void write_checkpoint(const std::string& root, int64_t step, int writer, int num
                       double timeout_s = 600);
 
 // The two halves of write_checkpoint for writers that are led by somebody else: a part, and, once
-// all are there, what makes them the newest checkpoint.
+// all are there, what makes them the newest checkpoint. Retention spares those from step `keep_from`
+// on.
 void write_checkpoint_part(const std::string& root, int64_t step, int writer, int num_writers,
                            const std::string& attempt, const std::vector<TensorSlice>& slices);
 void publish_checkpoint(const std::string& root, int64_t step, int num_writers,
                         const std::string& attempt, const nlohmann::json& meta,
-                        const CheckpointConfig& retention, double timeout_s = 600);
+                        const CheckpointConfig& retention, int64_t keep_from = INT64_MAX,
+                        double timeout_s = 600);
+// Removes the checkpoints after a step, which belong to a history that was rolled back.
+void drop_checkpoints(const std::string& root, int64_t after);
 
 // The newest complete checkpoint under root whose manifest and file hashes are good; those refused
 // are reported to `warn`, one line each with the reason. Empty folder: nullptr.

@@ -145,7 +145,7 @@ void publish(const Job& job) {
 
 // Removes what the new checkpoint makes superfluous. Folders of later steps (the run was rolled
 // back, or the next checkpoint is being written) are left alone.
-void apply_retention(const Job& job, const CheckpointConfig& retention) {
+void apply_retention(const Job& job, const CheckpointConfig& retention, int64_t keep_from) {
   const int64_t permanent = retention.keep_every * std::max<int64_t>(retention.every, 1);
   std::vector<StepFolder> complete;
   for (const StepFolder& folder : list_step_folders(job.root)) {
@@ -161,19 +161,20 @@ void apply_retention(const Job& job, const CheckpointConfig& retention) {
   }
   const auto num_older = static_cast<size_t>(std::max<int64_t>(retention.keep, 1) - 1);
   for (size_t i = 0; i + num_older < complete.size(); ++i)
-    if (permanent <= 0 || complete[i].step % permanent != 0)
+    if (complete[i].step < keep_from && (permanent <= 0 || complete[i].step % permanent != 0))
       remove_checkpoint(job.root + "/" + complete[i].name);
 }
 
 void complete_checkpoint(const Job& job, const nlohmann::json& meta,
-                         const CheckpointConfig& retention, double timeout_s) {
+                         const CheckpointConfig& retention, int64_t keep_from,
+                         double timeout_s) {
   Manifest manifest = collect_parts(job, timeout_s);
   manifest.meta = meta;
   check_complete(job, manifest);
   write_file_atomic(job.folder() + "/manifest.json", manifest_text(manifest));
   for (int writer = 0; writer < job.num_writers; ++writer) disk::remove_all(job.sidecar(writer));
   publish(job);
-  apply_retention(job, retention);
+  apply_retention(job, retention, keep_from);
 }
 
 bool is_plain_name(const std::string& text) {
@@ -193,14 +194,26 @@ void write_checkpoint_part(const std::string& root, int64_t step, int writer, in
 
 void publish_checkpoint(const std::string& root, int64_t step, int num_writers,
                         const std::string& attempt, const nlohmann::json& meta,
-                        const CheckpointConfig& retention, double timeout_s) {
+                        const CheckpointConfig& retention, int64_t keep_from, double timeout_s) {
   const Job job{root, attempt, step, num_writers};
   try {
-    complete_checkpoint(job, meta, retention, timeout_s);
+    complete_checkpoint(job, meta, retention, keep_from, timeout_s);
   } catch (...) {
     remove_checkpoint(job.folder());  // its space may be what is missing
     throw;
   }
+}
+
+void drop_checkpoints(const std::string& root, int64_t after) {
+  std::string newest;
+  for (const StepFolder& folder : list_step_folders(root)) {
+    const std::string path = root + "/" + folder.name;
+    if (folder.step > after)
+      remove_checkpoint(path);
+    else if (folder.kind == FolderKind::kCheckpoint && is_complete(path))
+      newest = folder.name;
+  }
+  if (!newest.empty()) write_file_atomic(root + "/latest", newest + "\n");
 }
 
 void write_checkpoint(const std::string& root, int64_t step, int writer, int num_writers,
@@ -213,7 +226,8 @@ void write_checkpoint(const std::string& root, int64_t step, int writer, int num
     if (writer == 0) remove_checkpoint(Job{root, attempt, step, num_writers}.folder());
     throw;
   }
-  if (writer == 0) publish_checkpoint(root, step, num_writers, attempt, meta, retention, timeout_s);
+  if (writer == 0)
+    publish_checkpoint(root, step, num_writers, attempt, meta, retention, INT64_MAX, timeout_s);
 }
 
 }  // namespace maniple

@@ -220,9 +220,20 @@ void Coordinator::receive_from_member(const Envelope& envelope) {
   } else if (const auto* part = std::get_if<CheckpointPart>(&envelope.message)) {
     receive_part(slice, *part);
   } else if (const auto* sdc = std::get_if<SdcFinding>(&envelope.message)) {
-    note("sdc_" + sdc->finding, fmt::format("step {}: {}", sdc->step, sdc->text));
-    for (const SliceId wrong : sdc->strikes)
-      if (slots_.contains(wrong)) strike(wrong, sdc->text);
+    if (active) receive_finding(*sdc);
+  }
+}
+
+void Coordinator::receive_finding(const SdcFinding& sdc) {
+  note("sdc_" + sdc.finding, fmt::format("step {}: {}", sdc.step, sdc.text));
+  if (sdc.suspect && !history_.suspect) append(SuspectRecord{sdc.step, sdc.text});
+  for (const SliceId slice : sdc.strikes)
+    if (slots_.contains(slice)) strike(slice, sdc.text);
+  for (const SliceId slice : sdc.quarantine) {
+    if (!slots_.contains(slice) || !is_member(slice)) continue;
+    ban(slice, static_cast<int32_t>(ExitCode::kUnhealthy),
+        fmt::format("slice {} is quarantined: it computes wrongly", slice));
+    lose_member(slice, sdc.text);
   }
 }
 
@@ -236,6 +247,7 @@ void Coordinator::receive_rows(SliceId slice, const std::vector<MetricRow>& rows
   if (!result.write.empty()) {
     send_members(ack);
     publish_complete_checkpoint();
+    verify_checkpoints();
   } else if (!rows.empty()) {
     send(slice, ack);
   }
@@ -257,11 +269,19 @@ void Coordinator::publish_complete_checkpoint() {
     if (p.part.step <= rows_.written()) complete[p.part.step][p.slice] = p.part.manifest;
   for (const auto& [step, by_slice] : complete) {
     if (by_slice.size() != history_.epoch->members.size()) continue;
-    PublishCheckpoint publish{step, {}};
+    PublishCheckpoint publish{step, {}, config_.verify_after ? history_.verified : step};
     for (const auto& [slice, manifest] : by_slice) publish.parts.push_back(manifest);
     actions_.push_back(publish);
     std::erase_if(parts_, [step = step](const Part& p) { return p.part.step <= step; });
   }
+}
+
+// A slice that computes wrongly is found within verify_after steps.
+void Coordinator::verify_checkpoints() {
+  Step verified = history_.verified;
+  for (const Step step : history_.unverified)
+    if (step + config_.verify_after <= rows_.written()) verified = std::max(verified, step);
+  if (verified > history_.verified && !history_.suspect) append(VerifiedRecord{verified});
 }
 
 Life Coordinator::life_of(SliceId slice) const {

@@ -107,7 +107,9 @@ class Coordinator {
   void receive_from_member(const Envelope& envelope);
   void receive_rows(SliceId slice, const std::vector<MetricRow>& rows, Step limit);
   void receive_part(SliceId slice, const CheckpointPart& part);
+  void receive_finding(const SdcFinding& sdc);
   void publish_complete_checkpoint();
+  void verify_checkpoints();
   void nudge(SliceId slice, const SliceStatus& status);
 
   // coordinator_slots.cpp: lives, leases, launches.

@@ -214,13 +214,14 @@ void Coordinator::drop_rows() {
 }
 
 void Coordinator::open_epoch(const EpochDecision& decision) {
+  const char* why = history_.suspect ? "results since then may be wrong" : "a block has no holder";
   if (!decision.loads_checkpoint()) write_settled_rows(decision.committed);
   append(EpochRecord{decision});
   if (decision.loads_checkpoint()) {
     drop_rows();
     if (decision.number > 1)
-      note("rollback", fmt::format("epoch {} goes back to step {}: a block has no holder",
-                                   decision.number, decision.committed));
+      note("rollback", fmt::format("epoch {} goes back to step {}: {}", decision.number,
+                                   decision.committed, why));
   }
   answers_.clear();
   finished_.clear();

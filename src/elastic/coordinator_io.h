@@ -20,6 +20,7 @@ struct CoordinatorConfig {
   BlockLayout layout;
   uint32_t max_restarts = 5;  // failures in a row before a slot is banned
   uint32_t max_strikes = 3;   // wrong results of a slot before it is banned
+  Step verify_after = 0;      // clean steps after which a checkpoint is verified
   uint64_t config_hash = 0;   // of what all slices must have in common
   Timeouts timeouts;
 
@@ -70,7 +71,7 @@ struct Reply {
 struct WriteRow {
   MetricRow row;
 };
-// Remove the rows after this step: a rollback.
+// Remove the rows after this step, and the checkpoints: a rollback.
 struct DropRows {
   Step after = 0;
 };
@@ -78,6 +79,7 @@ struct DropRows {
 struct PublishCheckpoint {
   Step step = 0;
   std::vector<std::string> parts;  // by slice
+  Step keep_from = 0;  // checkpoints from this step on must stay, whatever their number
 };
 // For events.jsonl and people.
 struct Note {

@@ -169,7 +169,7 @@ void Coordinator::fail_if_hopeless() {
   for (const auto& [slice, slot] : history_.slots) {
     if (!slot.banned) continue;
     --usable;
-    if (is_final(slot.code)) code = slot.code;
+    if (is_final(slot.code) || slot.code == kUnhealthy) code = slot.code;
   }
   if (usable >= config_.min_slices) return;
   end({code, history_.committed,

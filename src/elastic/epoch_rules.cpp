@@ -72,9 +72,9 @@ EpochDecision next_epoch(const History& history, const BlockLayout& layout,
     mentioned.insert(entry.second.begin(), entry.second.end());
   }
   for (const EpochNumber number : mentioned) d.past.push_back(*history.find_past(number));
-  if (d.number == 1 || lost_block(layout, d)) {
+  if (d.number == 1 || history.suspect || lost_block(layout, d)) {
     d.lineage = d.number;
-    d.committed = history.published;
+    d.committed = history.suspect ? history.verified : history.published;
     d.record.reset();
     d.past.clear();
     d.holds.assign(d.members.size(), {});

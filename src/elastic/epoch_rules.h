@@ -33,7 +33,7 @@ struct Candidate {
 };
 
 // EPOCH(e + 1) with these members. When a block has no holder among them, it loads the last
-// published checkpoint. `survivors` have answered; `newcomers` hold nothing.
+// published checkpoint; when the state is suspect, the last verified one. `survivors` have answered; `newcomers` hold nothing.
 EpochDecision next_epoch(const History& history, const BlockLayout& layout,
                          const std::map<SliceId, State>& answers,
                          const std::vector<Candidate>& survivors,

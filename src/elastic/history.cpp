@@ -15,6 +15,11 @@ void apply_to(History& h, const EpochRecord& r) {
   h.record = r.decision.record;
   h.paused = false;
   h.rows_to_drop = r.decision.loads_checkpoint();
+  if (r.decision.loads_checkpoint()) {
+    h.suspect = false;
+    h.published = r.decision.committed;
+    std::erase_if(h.unverified, [&](Step step) { return step > h.published; });
+  }
   h.past = r.decision.past;
   h.past.push_back({r.decision.number, r.decision.members});
 }
@@ -47,7 +52,20 @@ void apply_to(History& h, const WishRecord& r) {
 
 void apply_to(History& h, const RowsDroppedRecord&) { h.rows_to_drop = false; }
 
-void apply_to(History& h, const PublishedRecord& r) { h.published = std::max(h.published, r.step); }
+void apply_to(History& h, const PublishedRecord& r) {
+  h.published = std::max(h.published, r.step);
+  if (!h.epoch)
+    h.verified = h.published;
+  else
+    h.unverified.push_back(r.step);
+}
+
+void apply_to(History& h, const SuspectRecord&) { h.suspect = true; }
+
+void apply_to(History& h, const VerifiedRecord& r) {
+  h.verified = r.step;
+  std::erase_if(h.unverified, [&](Step step) { return step <= r.step; });
+}
 
 void apply_to(History& h, const VerdictRecord& r) {
   h.verdict = r.verdict;

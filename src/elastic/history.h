@@ -75,6 +75,26 @@ struct StrikeRecord {
   }
 };
 
+// A slice computed wrongly for nobody knows how long: the next epoch goes back to the last checkpoint
+// that is verified.
+struct SuspectRecord {
+  Step step = 0;
+  std::string reason;
+  template <class Self, class F>
+  static void fields(Self& s, F&& f) {
+    f(s.step, s.reason);
+  }
+};
+
+// The canaries since the checkpoint of this step have found nothing.
+struct VerifiedRecord {
+  Step step = 0;
+  template <class Self, class F>
+  static void fields(Self& s, F&& f) {
+    f(s.step);
+  }
+};
+
 // What the operator wants.
 struct WishRecord {
   uint32_t target = 0;  // number of members
@@ -111,7 +131,8 @@ struct VerdictRecord {
 };
 
 using LogRecord = std::variant<StartedRecord, EpochRecord, PausedRecord, LaunchRecord, SlotRecord,
-                               WishRecord, PublishedRecord, RowsDroppedRecord, VerdictRecord, StrikeRecord>;
+                               WishRecord, PublishedRecord, RowsDroppedRecord, VerdictRecord, StrikeRecord,
+                               SuspectRecord, VerifiedRecord>;
 
 struct SlotHistory {
   Life life = 0;  // last one launched
@@ -134,6 +155,9 @@ struct History {
   bool paused = false;        // the last epoch was stopped and settled
   bool rows_to_drop = false;  // of a rollback
   Step published = 0;         // newest checkpoint; 0: the initial state
+  Step verified = 0;          // newest that is verified, where a job begins too
+  std::vector<Step> unverified;  // published after it
+  bool suspect = false;       // the next epoch loads `verified`
   uint32_t target = 0;
   bool hold = false;
   std::map<SliceId, SlotHistory> slots;
@@ -147,7 +171,7 @@ struct History {
 
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.incarnation, s.epoch, s.past, s.committed, s.record, s.paused, s.rows_to_drop, s.published,
+    f(s.incarnation, s.epoch, s.past, s.committed, s.record, s.paused, s.rows_to_drop, s.published, s.verified, s.unverified, s.suspect,
       s.target, s.hold, s.slots, s.verdict, s.last_rows);
   }
 };

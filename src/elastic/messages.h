@@ -150,14 +150,17 @@ struct CheckpointPart {
   }
 };
 
-// What replaying a suspicious step has shown (elastic/replay.h), said by the first member.
+// What replaying a suspicious step has shown (elastic/replay.h), said by the first member that is
+// not blamed.
 struct SdcFinding {
   Step step = 0;
   std::string finding, text;
-  std::vector<SliceId> strikes;  // slices that gave a wrong result
+  std::vector<SliceId> strikes;     // slices that gave a wrong result once
+  std::vector<SliceId> quarantine;  // those that are not to be used any more
+  bool suspect = false;             // earlier steps may be wrong too
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.step, s.finding, s.text, s.strikes);
+    f(s.step, s.finding, s.text, s.strikes, s.quarantine, s.suspect);
   }
 };
 

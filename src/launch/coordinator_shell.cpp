@@ -154,6 +154,7 @@ void CoordinatorShell::perform(const CoordinatorAction& action) {
       if (config_.show_record) config_.show_record(record);
   } else if (const auto* drop = std::get_if<DropRows>(&action)) {
     writer_.drop_rows(drop->after);
+    if (config_.drop_checkpoints) config_.drop_checkpoints(drop->after);
   } else if (const auto* complete = std::get_if<PublishCheckpoint>(&action)) {
     publish(*complete);
   } else if (const auto* note = std::get_if<Note>(&action)) {
@@ -166,7 +167,7 @@ void CoordinatorShell::publish(const PublishCheckpoint& complete) {
   if (!config_.publish)
     return writer_.write_event("checkpoint_ignored", fmt::format("step {}", complete.step));
   try {
-    config_.publish(complete.step, complete.parts);
+    config_.publish(complete);
   } catch (const Error& error) {  // the one before stays the newest; training goes on
     const std::string text = fmt::format("step {}: {}", complete.step, error.what());
     writer_.write_event("checkpoint_failed", text);

@@ -30,7 +30,8 @@ struct CoordinatorShellConfig {
   int listener = -1;  // a listening socket to take over, instead of the address
   // Makes a checkpoint that is complete and stable the newest one; durable when it returns. Without
   // it checkpoints are not published.
-  std::function<void(Step, const std::vector<std::string>& parts)> publish;
+  std::function<void(const PublishCheckpoint&)> publish;
+  std::function<void(Step after)> drop_checkpoints;  // of a history that was rolled back
   // What people see. May be empty.
   std::function<void(const nlohmann::ordered_json& record)> show_record;
   std::function<void(const std::string& event, const std::string& text)> show_event;

@@ -415,40 +415,61 @@ ShardedAdamw::Norms ShardedAdamw::squared_norms(bool& finite) const {
 
 void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied_steps) {
   const double t = static_cast<double>(applied_steps);
-  AdamwStep step{lr, optim_.betas[0], optim_.betas[1], optim_.eps, 0,
-                 1 - std::pow(optim_.betas[0], t), 1 - std::pow(optim_.betas[1], t), clip};
+  const AdamwStep step{lr, optim_.betas[0], optim_.betas[1], optim_.eps, 0,
+                       1 - std::pow(optim_.betas[0], t), 1 - std::pow(optim_.betas[1], t), clip};
+  broken_.clear();
+  std::mutex mutex;  // of broken_
   for (Shard& s : shards_) {
-    at::Tensor& value = store_.group(s.group).value;
-    const bool bf16 = value.scalar_type() == at::kBFloat16;
+    const bool on_device = store_.group(s.group).value.is_cuda();
     for (auto& [number, block] : s.blocks) {
       if (!block.held) continue;
-      for (const Run& run : block.runs) {
-        step.weight_decay = run.parameter->decay ? optim_.weight_decay : 0;
-        if (value.is_cuda()) {
-          auto part = [&](const at::Tensor& t) { return t.narrow(0, run.at, run.n); };
-          device::adamw(step, decode(s, block, run.at, run.n, factor), part(block.master),
-                        part(block.m), part(block.v),
-                        value.narrow(0, block.begin + run.at, run.n));
-          continue;
-        }
-        with_type(block.master, [&](auto zero) {
-          using T = decltype(zero);
-          const auto master = span_of<T>(block.master), m = span_of<T>(block.m),
-                     v = span_of<T>(block.v);
-          auto* out = static_cast<char*>(value.data_ptr()) +
-                      (block.begin + run.at) * static_cast<int64_t>(value.element_size());
-          at::parallel_for(0, run.n, kChunk, [&](int64_t a, int64_t b) {
-            for (int64_t i = a; i < b; i += kChunk) {
-              const int64_t n = std::min(b - i, kChunk), k = run.at + i;
-              at::NoGradGuard no_grad;
-              const at::Tensor g = decode(s, block, k, n, factor);
-              adamw<T>(step, n, span_of<T>(g).data(), &master[k], &m[k], &v[k],
-                       out + i * static_cast<int64_t>(value.element_size()), bf16);
-            }
-          });
-        });
+      if (on_device) {
+        update_on_device(s, block, step, factor);
+        continue;
       }
+      const int64_t pieces = (block.master.numel() + kChunk - 1) / kChunk;
+      at::parallel_for(0, pieces, 1, [&, &block = block, number = number](int64_t from, int64_t to) {
+        const at::NoGradGuard no_grad;
+        for (int64_t piece = from; piece < to; ++piece) {
+          const bool sealed = !block.seals.empty();
+          const bool broken = sealed && hash_piece(block, piece) != block.seals[piece];
+          update_piece(s, block, piece, step, factor);
+          if (sealed) block.seals[piece] = hash_piece(block, piece);
+          if (!broken) continue;
+          const std::lock_guard lock(mutex);
+          broken_.push_back(fmt::format("master, m or v of block {} ({})", number, to_string(s.group)));
+        }
+      });
     }
+  }
+}
+
+void ShardedAdamw::update_on_device(const Shard& s, Block& block, AdamwStep step, double factor) {
+  for (const Run& run : block.runs) {
+    step.weight_decay = run.parameter->decay ? optim_.weight_decay : 0;
+    auto part = [&](const at::Tensor& t) { return t.narrow(0, run.at, run.n); };
+    device::adamw(step, decode(s, block, run.at, run.n, factor), part(block.master), part(block.m),
+                  part(block.v), store_.group(s.group).value.narrow(0, block.begin + run.at, run.n));
+  }
+}
+
+// The elements of a block that lie in one piece of it.
+void ShardedAdamw::update_piece(const Shard& s, Block& block, int64_t piece, AdamwStep step,
+                                double factor) {
+  const at::Tensor& value = store_.group(s.group).value;
+  const auto width = static_cast<int64_t>(value.element_size());
+  for (const Run& run : block.runs) {
+    const int64_t k = std::max(run.at, piece * kChunk);
+    const int64_t n = std::min(run.at + run.n, (piece + 1) * kChunk) - k;
+    if (n <= 0) continue;
+    step.weight_decay = run.parameter->decay ? optim_.weight_decay : 0;
+    const at::Tensor g = decode(s, block, k, n, factor);
+    with_type(block.master, [&](auto zero) {
+      using T = decltype(zero);
+      adamw<T>(step, n, span_of<T>(g).data(), &span_of<T>(block.master)[k], &span_of<T>(block.m)[k],
+               &span_of<T>(block.v)[k], static_cast<char*>(value.data_ptr()) + (block.begin + k) * width,
+               value.scalar_type() == at::kBFloat16);
+    });
   }
 }
 
@@ -483,70 +504,60 @@ void ShardedAdamw::publish_in_slice() {
   if (quantizer_) quantizer_->apply(store_);
 }
 
-void ShardedAdamw::visit_sealed(
-    const std::function<void(const std::string&, const at::Tensor&, uint64_t&)>& visit) {
-  const int64_t block_elements = store_.block_elements();
-  std::vector<std::function<void()>> tasks;
-  for (Shard& s : shards_) {
-    const char* group = to_string(s.group);
-    for (auto& [number, b] : s.blocks) {
-      if (!b.held) continue;
-      const std::pair<const char*, at::Tensor*> parts[] = {
-          {"master", &b.master}, {"m", &b.m}, {"v", &b.v}};
-      for (size_t i = 0; i < 3; ++i)
-        tasks.push_back([&visit, group, number, part = parts[i], seal = &b.seals[i]] {
-          visit(fmt::format("{} of block {} ({})", part.first, number, group), *part.second, *seal);
-        });
-    }
-    const at::Tensor& value = store_.group(s.group).value;
-    s.seals.resize(value.numel() / block_elements);
-    for (size_t b = 0; b < s.seals.size(); ++b)
-      tasks.push_back([&visit, &value, group, b, block_elements, seal = &s.seals[b]] {
-        visit(fmt::format("parameters of block {} ({})", b, group),
-              value.narrow(0, static_cast<int64_t>(b) * block_elements, block_elements), *seal);
-      });
-  }
-  parallel_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-    const at::NoGradGuard no_grad;
-    tasks[i]();
-  });
+std::array<uint64_t, 3> ShardedAdamw::hash_piece(const Block& block, int64_t piece) const {
+  const int64_t from = piece * kChunk, n = std::min(kChunk, block.master.numel() - from);
+  const auto hash = [&](const at::Tensor& t) { return tensor_hash(t.narrow(0, from, n)); };
+  return {hash(block.master), hash(block.m), hash(block.v)};
 }
 
 void ShardedAdamw::seal() {
-  visit_sealed([](const std::string&, const at::Tensor& t, uint64_t& seal) {
-    seal = tensor_hash(t);
+  broken_.clear();
+  std::vector<std::pair<Block*, int64_t>> pieces;
+  for (Shard& s : shards_)
+    for (auto& [number, b] : s.blocks) {
+      if (!b.held) continue;
+      b.seals.resize((b.master.numel() + kChunk - 1) / kChunk);
+      for (size_t p = 0; p < b.seals.size(); ++p) pieces.push_back({&b, static_cast<int64_t>(p)});
+    }
+  parallel_tasks(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    const at::NoGradGuard no_grad;
+    const auto [block, piece] = pieces[i];
+    block->seals[piece] = hash_piece(*block, piece);
   });
 }
 
-std::vector<std::string> ShardedAdamw::broken_seals() {
-  std::mutex mutex;
-  std::vector<std::string> broken;
-  visit_sealed([&](const std::string& what, const at::Tensor& t, uint64_t& seal) {
-    if (tensor_hash(t) == seal) return;
-    const std::lock_guard lock(mutex);
-    broken.push_back(what);
+uint64_t ShardedAdamw::parameter_hash() const {
+  std::vector<at::Tensor> parts;
+  for (const Shard& s : shards_) {
+    const at::Tensor& value = store_.group(s.group).value;
+    for (int64_t from = 0; from < value.numel(); from += kChunk)
+      parts.push_back(value.narrow(0, from, std::min(kChunk, value.numel() - from)));
+  }
+  std::vector<uint64_t> hashes(parts.size());
+  parallel_tasks(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+    const at::NoGradGuard no_grad;
+    hashes[i] = tensor_hash(parts[i]);
   });
-  return broken;
+  uint64_t hash = 0;
+  for (const uint64_t part : hashes) hash = mix64(hash + part);
+  return hash;
 }
 
 std::vector<int64_t> ShardedAdamw::state_hashes() const {
   std::vector<int64_t> hashes(1 + num_blocks_);
-  uint64_t parameters = 0;
-  for (const Shard& s : shards_) {
-    for (const uint64_t seal : s.seals) parameters = mix64(parameters + seal);
+  hashes[0] = static_cast<int64_t>(parameter_hash());
+  for (const Shard& s : shards_)
     for (const auto& [number, b] : s.blocks) {
       if (!b.held) continue;
       uint64_t hash = 0;
-      for (const uint64_t seal : b.seals) hash = mix64(hash + seal);
+      for (const auto& piece : b.seals)
+        for (const uint64_t seal : piece) hash = mix64(hash + seal);
       hashes[1 + number] = static_cast<int64_t>(hash);
     }
-  }
-  hashes[0] = static_cast<int64_t>(parameters);
   return hashes;
 }
 
-uint64_t ShardedAdamw::state_check() const {
-  const std::vector<int64_t> hashes = state_hashes();
+uint64_t ShardedAdamw::state_check(const std::vector<int64_t>& hashes) const {
   const auto slices = static_cast<uint64_t>(store_.mesh().num_slices());
   const uint64_t first = store_.mesh().slice() == 0 ? slices - 1 : 0 - uint64_t{1};
   uint64_t check = first * static_cast<uint64_t>(hashes[0]);

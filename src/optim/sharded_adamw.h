@@ -79,14 +79,16 @@ class ShardedAdamw {
   void quantize_with(const FakeQuantizer& quantizer) { quantizer_ = quantizer; }
   const std::optional<FakeQuantizer>& quantizer() const { return quantizer_; }
 
-  // Against errors of memory (layer L1 of spec/elastic.md section 6): seal() notes what master, m and
-  // v of the held blocks and the parameters are, broken_seals() names what has changed since.
+  // Against errors of memory (layer L1 of spec/elastic.md section 6): seal() hashes master, m and v
+  // of the held blocks. From then on update() compares what it reads with what was written and hashes
+  // what it writes; broken_seals() names what the last one found changed.
   void seal();
-  std::vector<std::string> broken_seals();
-  // Adds up to zero over the slices when all copies of the state are equal. After seal().
-  uint64_t state_check() const;
-  // The seals: of the parameters, then of each block of the position (0 where it is not held).
+  const std::vector<std::string>& broken_seals() const { return broken_; }
+  uint64_t parameter_hash() const;  // of all parameters of this rank, as they are now
+  // Parameters, then each block of the position (0 where it is not held). After seal().
   std::vector<int64_t> state_hashes() const;
+  // Adds up to zero over the slices when all copies of the state are equal.
+  uint64_t state_check(const std::vector<int64_t>& state_hashes) const;
   // Flips one bit of an element of this rank's `what`: master, m, v, parameter, gradient (of a
   // unit), sum (of the slice) or reduced (of held blocks). For tests.
   void flip(const std::string& what, int64_t element, int bit);
@@ -111,7 +113,7 @@ class ShardedAdamw {
     at::Tensor reduced;       // int64 [block_elements], a view; undefined where nothing is rounded
     bool held = true, owned = false;
     std::vector<Run> runs;
-    std::array<uint64_t, 3> seals = {};  // of master, m, v
+    std::vector<std::array<uint64_t, 3>> seals;  // of master, m, v, by piece; empty: not sealed
   };
   struct Piece {  // n elements of the flat buffer at `from` belong at `to` of the sums
     int64_t from, to, n;
@@ -134,15 +136,14 @@ class ShardedAdamw {
     at::Tensor sum, section, owned, taken;  // int64
     at::Tensor gathered;                    // parameters in the order of the sums
     std::map<int64_t, Block> blocks;        // by number, held now or before
-    std::vector<uint64_t> seals;            // of the parameters, block by block
   };
   void lay_out(Shard& shard, const BlockHolders& holders);
   void set_reduced(Shard& shard, const BlockHolders& holders);
   std::vector<Run> runs(const Shard& shard, int64_t begin) const;
   const Block* find_block(int64_t number) const;  // null: empty at this position
-  // Calls visit(what, tensor, its seal) for everything that is sealed, in parallel.
-  void visit_sealed(
-      const std::function<void(const std::string&, const at::Tensor&, uint64_t&)>& visit);
+  void update_piece(const Shard& shard, Block& block, int64_t piece, AdamwStep step, double factor);
+  void update_on_device(const Shard& shard, Block& block, AdamwStep step, double factor);
+  std::array<uint64_t, 3> hash_piece(const Block& block, int64_t piece) const;
   // The gradient of elements [at, at + n) of a block times factor.
   at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
                     double factor) const;
@@ -153,6 +154,7 @@ class ShardedAdamw {
   const OptimConfig optim_;
   const int q_;
   int64_t num_blocks_ = 0;
+  std::vector<std::string> broken_;
   bool copied_ = false, replicated_ = false;  // blocks have more than one holder; all slices
   std::vector<Shard> shards_;
   std::optional<FakeQuantizer> quantizer_;

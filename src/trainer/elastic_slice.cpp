@@ -79,8 +79,7 @@ class ElasticSlice {
   std::string suspicion(const StepSums& sums) const;
   bool gather_execution(const StepSums& mine, uint32_t rotation);
   void blame(const std::vector<uint32_t>& members, const std::string& why);
-  void report_finding(Step step, const std::string& finding, const std::string& text,
-                      const std::vector<uint32_t>& blamed, bool leaves);
+  void report_finding(SdcFinding finding, const std::vector<uint32_t>& blamed);
   void check_copies();
   std::optional<Canary> canary(Step step) const;
   void update(const DecisionRecord& record);
@@ -96,8 +95,9 @@ class ElasticSlice {
   bool copy_blocks(const EpochDecision& decision);
   bool share_small_state(const EpochDecision& decision, bool fresh);
   bool gather_parameters();
-  void seal();
   void check_seals();
+  void leave_with(const std::vector<std::string>& broken, Step since);
+  void check_parameters(StepSums& sums);
   void save(bool wait);
   void report_part(bool wait);
   std::optional<MetricRow> make_row();
@@ -128,6 +128,8 @@ class ElasticSlice {
   Step prepared_step_ = 0;    // of the attempt that was prepared last, whose sums wait for the vote
   StepSums prepared_;
   bool has_parameters_ = false;  // those of state_step_
+  uint64_t parameter_seal_ = 0;  // of these, in an epoch of less than three members
+  std::vector<int64_t> state_hashes_;
   Outliers outliers_;
   int64_t rotation_ = 0;                // of the units
   std::vector<Execution> executions_;   // of the suspicious step under way
@@ -368,11 +370,9 @@ void ElasticSlice::attempt(const Order& order) {
     mine = step_.compute(order.step, order.attempt, keep_on,
                          order.execution ? std::nullopt : canary(order.step));
     sums = mine;
-    if (config_.sdc.state)
-      TrainStep::add_check(sums, Check::kState, model_.optimizer->state_check());
+    if (config_.sdc.state) check_parameters(sums);
     good = good && step_.exchange(sums, [this](const auto& c) { return between(c); }) &&
            !TrainStep::failed(sums);
-    check_seals();
   } else if (leads()) {
     // STOP is on its way; what cannot be computed need not be tried again and again.
     std::unique_lock lock(mutex_);
@@ -394,9 +394,7 @@ void ElasticSlice::attempt(const Order& order) {
 
 std::optional<Canary> ElasticSlice::canary(Step step) const {
   const int64_t slices = mesh_.num_slices(), units = step_.num_units();
-  int64_t every = config_.sdc.canary_every;
-  if (every < 0) every = std::max<int64_t>(4, (250 * slices + units - 1) / units);
-  return canary_of(step, units, slices, every);
+  return canary_of(step, units, slices, canary_interval(config_.sdc.canary_every, units, slices));
 }
 
 // Why the step should be executed again before it is committed; empty: it need not be.
@@ -431,8 +429,12 @@ Health ElasticSlice::examine(const Order& order, const StepSums& mine, const Ste
   std::vector<SliceId> slices;
   for (const Member& member : decision_.members) slices.push_back(member.slice);
   const std::string text = suspicion_ + ": " + describe(judgement, slices);
-  report_finding(order.step, to_string(judgement.finding), text, judgement.blamed,
-                 !judgement.commits());
+  SdcFinding finding{order.step, to_string(judgement.finding), text, {}, {}, !judgement.commits()};
+  for (const uint32_t member : judgement.blamed) {
+    if (judgement.finding == Finding::kTransient) finding.strikes.push_back(slices[member]);
+    if (judgement.finding == Finding::kDefect) finding.quarantine.push_back(slices[member]);
+  }
+  report_finding(finding, judgement.commits() ? std::vector<uint32_t>() : judgement.blamed);
   if (judgement.commits()) return Health::kOk;
   blame(judgement.blamed, text);
   return Health::kPoisoned;
@@ -456,18 +458,13 @@ bool ElasticSlice::gather_execution(const StepSums& mine, uint32_t rotation) {
 }
 
 // The first member that stays tells the coordinator. Those that leave are counted by their exit.
-void ElasticSlice::report_finding(Step step, const std::string& finding, const std::string& text,
-                                  const std::vector<uint32_t>& blamed, bool leaves) {
-  if (!leads()) return;
+void ElasticSlice::report_finding(SdcFinding finding, const std::vector<uint32_t>& leavers) {
   uint32_t speaker = 0;
-  while (leaves && speaker + 1 < decision_.members.size() &&
-         std::find(blamed.begin(), blamed.end(), speaker) != blamed.end())
+  while (speaker + 1 < decision_.members.size() &&
+         std::find(leavers.begin(), leavers.end(), speaker) != leavers.end())
     ++speaker;
-  if (static_cast<int64_t>(speaker) != mesh_.slice()) return;
-  SdcFinding message{step, finding, text, {}};
-  for (const uint32_t member : blamed)
-    if (!leaves) message.strikes.push_back(decision_.members[member].slice);
-  control_->on(Judged{message});
+  if (leads() && static_cast<int64_t>(speaker) == mesh_.slice())
+    control_->on(Judged{std::move(finding)});
 }
 
 // Ends this slice if it is among `members`; alike on all of its ranks.
@@ -481,7 +478,7 @@ void ElasticSlice::blame(const std::vector<uint32_t>& members, const std::string
 // Copies of the state differ though each is what its holder wrote. Who is in the minority leaves;
 // without a majority all who hold the copies do, and the job goes back to a checkpoint.
 void ElasticSlice::check_copies() {
-  const at::Tensor mine = at::tensor(model_.optimizer->state_hashes(), at::kLong);
+  const at::Tensor mine = at::tensor(state_hashes_, at::kLong);
   const int64_t members = mesh_.num_slices(), n = mine.numel();
   at::Tensor all = at::empty({members, n}, mine.options());
   if (!between([&] { mesh_.across().all_gather(mine, all); })) return;
@@ -503,7 +500,7 @@ void ElasticSlice::check_copies() {
   for (const uint32_t m : blamed) slices.push_back(decision_.members[m].slice);
   const std::string text = fmt::format("copies of the state after step {} differ: slices {}", state_step_,
                                        fmt::join(slices, " and "));
-  report_finding(step_now_, "copies", text, blamed, true);
+  report_finding({step_now_, "copies", text, {}, {}, false}, blamed);
   blame(blamed, text);
 }
 
@@ -546,8 +543,8 @@ void ElasticSlice::update(const DecisionRecord& record) {
   executions_.clear();
   step_.apply(outcome, learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
+  check_seals();
   has_parameters_ = gather_parameters();
-  seal();
   const std::optional<MetricRow> row = has_parameters_ ? make_row() : std::nullopt;
   const int64_t every = config_.checkpoint.every;
   const bool last = record.step == config_.train.steps;
@@ -560,27 +557,37 @@ void ElasticSlice::update(const DecisionRecord& record) {
 bool ElasticSlice::gather_parameters() {
   if (!between([&] { model_.optimizer->publish_across(); })) return false;
   model_.optimizer->publish_in_slice();
+  if (config_.sdc.state && mesh_.num_slices() < 3)
+    parameter_seal_ = model_.optimizer->parameter_hash();
   return true;
 }
 
 // --- Errors of memory ----------------------------------------------------------------------------
 
-void ElasticSlice::seal() {
-  if (config_.sdc.state) model_.optimizer->seal();
+// What an update has read must be what the one before it wrote. A slice that finds a difference
+// leaves before anybody has got anything of it; the others have good copies.
+void ElasticSlice::check_seals() {
+  leave_with(model_.optimizer->broken_seals(), state_step_ - 1);
 }
 
-// Before the slice says PREPARE: what it computed with and what it would update must be what it wrote
-// in the step before. A slice that finds a difference leaves, so nothing of it is committed; the
-// others have good copies.
-void ElasticSlice::check_seals() {
-  if (!config_.sdc.state) return;
-  const std::vector<std::string> broken = model_.optimizer->broken_seals();
+// Hashes for the vote. Among three members the majority tells whose parameters have changed, among
+// two each member has to know.
+void ElasticSlice::check_parameters(StepSums& sums) {
+  state_hashes_ = model_.optimizer->state_hashes();
+  TrainStep::add_check(sums, Check::kState, model_.optimizer->state_check(state_hashes_));
+  if (mesh_.num_slices() > 2) return;
+  const bool good = static_cast<uint64_t>(state_hashes_[0]) == parameter_seal_;
+  leave_with(good ? std::vector<std::string>() : std::vector<std::string>{"parameters"}, state_step_);
+}
+
+// Ends the slice if memory of any of its ranks has changed.
+void ElasticSlice::leave_with(const std::vector<std::string>& broken, Step since) {
   if (all_agree(broken.empty())) return;
   if (broken.empty()) return (void)all_agree(true);  // another rank speaks and ends the slice
   throw Error(ExitCode::kUnhealthy,
               fmt::format("slice {} position {}: memory has changed since step {}: {}{}; the slice "
                           "leaves, the others go on with their copies",
-                          line_config_.slice, mesh_.position(), state_step_, broken.front(),
+                          line_config_.slice, mesh_.position(), since, broken.front(),
                           broken.size() > 1 ? fmt::format(" and {} more", broken.size() - 1) : ""));
 }
 
@@ -623,7 +630,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   outliers_.quiet_for(5);
   has_parameters_ = good && gather_parameters();
   good = good && has_parameters_;
-  seal();
+  if (config_.sdc.state) model_.optimizer->seal();
   std::optional<MetricRow> row;
   if (good && decision.record) {
     row = make_row();

@@ -187,6 +187,9 @@ ExitCode coordinate_job(const Config& config) {
   shell.job.min_slices = static_cast<uint32_t>(config.elastic.min_slices);
   shell.job.max_restarts = static_cast<uint32_t>(config.elastic.max_restarts);
   shell.job.max_strikes = static_cast<uint32_t>(config.sdc.max_strikes);
+  const int64_t canaries = canary_interval(
+      config.sdc.canary_every, num_units(config.batch, slice_shape(config, 0)), config.parallel.slices);
+  shell.job.verify_after = 2 * config.parallel.slices * canaries;
   shell.job.last_step = config.train.steps;
   shell.job.layout = block_layout(config);
   shell.job.config_hash = hash_name(config_to_yaml(config));
@@ -195,11 +198,14 @@ ExitCode coordinate_job(const Config& config) {
   shell.token = read_job_token("-");
   shell.listener = std::atoi(variable(kListenerVariable).c_str());
   shell.start = std::stoll(read_file(start_path(config.run.dir), "start of the job"));
-  shell.publish = [&](Step step, const std::vector<std::string>& parts) {
-    const auto manifest = nlohmann::json::parse(parts.at(0));
-    publish_checkpoint(config.run.dir + "/checkpoints", step, manifest.at("num_writers"),
-                       manifest.at("attempt"), manifest.at("meta"), config.checkpoint);
+  const std::string checkpoints = config.run.dir + "/checkpoints";
+  shell.publish = [&](const PublishCheckpoint& complete) {
+    const auto manifest = nlohmann::json::parse(complete.parts.at(0));
+    publish_checkpoint(checkpoints, complete.step, manifest.at("num_writers"),
+                       manifest.at("attempt"), manifest.at("meta"), config.checkpoint,
+                       complete.keep_from);
   };
+  shell.drop_checkpoints = [&](Step after) { drop_checkpoints(checkpoints, after); };
   Console console(stdout, detect_console_style(stdout), config.train.steps);
   std::unique_ptr<TensorboardSink> tensorboard;
   if (config.metrics.tensorboard)

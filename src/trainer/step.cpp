@@ -155,6 +155,11 @@ const char* to_string(Check check) {
   return kNames[static_cast<int>(check)];
 }
 
+int64_t canary_interval(int64_t canary_every, int64_t units, int64_t slices) {
+  if (slices < 2 || canary_every >= 0) return slices < 2 ? 0 : canary_every;
+  return std::max<int64_t>(4, (250 * slices + units - 1) / units);
+}
+
 std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int64_t every) {
   if (slices < 2 || every <= 0) return std::nullopt;
   const auto first = [&](int64_t slice) { return slice * units / slices; };

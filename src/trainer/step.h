@@ -72,6 +72,8 @@ struct Canary {
   int64_t unit = 0;
   int64_t second = 0;  // slice
 };
+// Steps between canaries for sdc.canary_every; 0: none.
+int64_t canary_interval(int64_t canary_every, int64_t units, int64_t slices);
 // The canary of a step, if it has one: every `every` steps (0: never), and in each step where some
 // slices have a unit less than the others, for one of these. Units and pairs rotate.
 std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int64_t every);

@@ -36,7 +36,7 @@ std::vector<Message> one_of_each() {
           Rows{{{1, "a"}, {2, "b"}}},
           Finished{{{3, "c"}}},
           CheckpointPart{16, 5, "json"},
-          SdcFinding{7, "transient", "slice 1", {1, 2}},
+          SdcFinding{7, "transient", "slice 1", {1, 2}, {3}, true},
           Launch{},
           Kill{},
           Stop{19, true},

@@ -150,6 +150,8 @@ void Observer::see(const CoordinatorAction& action,
       if (d.loads_checkpoint()) {
         if (d.number > 1) see_rollback(d, before, slices);
         max_stable_ = d.committed;
+      } else if (before.suspect) {
+        throw Violation("a suspect state goes on");
       } else if (d.committed < before.committed) {
         throw Violation("K falls without a rollback");
       } else if (d.committed < max_stable_) {
@@ -187,6 +189,12 @@ void Observer::see(const CoordinatorAction& action,
 void Observer::see_rollback(const EpochDecision& d, const History& before,
                             const std::map<SliceId, const ModelSlice*>& slices) {
   ++num_rollbacks_;
+  if (before.suspect) {
+    if (d.committed != before.verified)
+      throw Violation(fmt::format("epoch {} goes back to step {}, verified is {}", d.number,
+                                  d.committed, before.verified));
+    return;
+  }
   std::vector<const ModelSlice*> members;
   Step k = before.committed;
   for (const Member& m : d.members) {

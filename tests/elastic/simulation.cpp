@@ -24,6 +24,7 @@ class Simulation {
     config_.layout.redundancy = std::array{Redundancy::kShadow, Redundancy::kShadow,
                                            Redundancy::kReplicated, Redundancy::kNone}[below(4)];
     config_.max_restarts = 8;
+    config_.verify_after = below(2) ? 0 : below(30);
     config_.timeouts = Timeouts(kSecond);
     observer_ = Observer(config_.layout, config_.last_step);
     if (plan_.faults) {
@@ -142,6 +143,8 @@ class Simulation {
       if (const auto* note = std::get_if<Note>(&action)) trace(note->event + ": " + note->text);
       if (const auto* send = std::get_if<Send>(&action)) {
         deliver(send->envelope);
+      } else if (const auto* drop = std::get_if<DropRows>(&action)) {
+        on_disk_ = std::min(on_disk_, drop->after);
       } else if (const auto* publish = std::get_if<PublishCheckpoint>(&action)) {
         in(between(kMs, 30 * kMs), [this, step = publish->step] {
           on_disk_ = std::max(on_disk_, step);
@@ -385,7 +388,7 @@ class Simulation {
     const auto operate = [&](Command command, uint32_t argument) {
       to_coordinator(OperatorRequest{{1, command, argument}});
     };
-    const uint32_t kind = below(14);
+    const uint32_t kind = below(15);
     trace(fmt::format("fault {} at slice {} life {}", kind, s, node.life));
     switch (kind) {
       case 0:
@@ -424,9 +427,20 @@ class Simulation {
           to_coordinator(OperatorRequest{{2, Command::kResume, 0}});
           to_coordinator(OperatorRequest{{3, Command::kReadmit, s}});
         });
+      case 13:  // a replay finds that this slice computes wrongly
+        return blame(s);
       default:
         return operate(Command::kScale, 1 + below(config_.num_slots()));
     }
+  }
+  // As another member would say it.
+  void blame(SliceId s) {
+    if (!coordinator_ || !coordinator_->history().epoch) return;
+    const History& history = coordinator_->history();
+    for (const Member& m : history.epoch->members)
+      if (m.slice != s && history.epoch->index_of(s) >= 0)
+        return to_coordinator(Received{{history.incarnation, history.number(), m.slice, m.life,
+                                        SdcFinding{history.committed, "defect", "", {}, {s}, true}}});
   }
   // From now on nothing bad happens any more, so the job must come to its end.
   void calm_down() {
