@@ -26,6 +26,7 @@
 #include "trainer/export.h"
 #include "trainer/inference.h"
 #include "trainer/launch_commands.h"
+#include "trainer/replay_step.h"
 #include "trainer/teach.h"
 #include "trainer/trainer.h"
 
@@ -47,6 +48,8 @@ struct Options {
   double temperature = 0.8, top_p = 0.95;
   uint64_t seed = 1;
   std::string what = "print";
+  ReplayRequest replay;
+  int64_t unit = -1;
   TeachOptions teach;
   std::string format, quant, fake_quant_out;
   bool requantize = false, verify = false;
@@ -238,6 +241,12 @@ ExitCode command_inspect(const Options& o, bool verify) {
   return ExitCode::kOk;
 }
 
+ExitCode command_replay(const Options& o) {
+  ReplayRequest request = o.replay;
+  if (o.unit >= 0) request.unit = o.unit;
+  return replay_step(request, started_by_mpi() ? make_mpi_world(600) : make_single_communicator());
+}
+
 ExitCode command_doctor() {
   std::vector<std::pair<std::string, std::string>> rows = {
       {"LibTorch", TORCH_VERSION},
@@ -339,6 +348,11 @@ int run_program(int argc, char** argv) {
   export_c->add_flag("--requantise", o.requantize, "take another grid than the one that was trained");
   export_c->add_option("--fake-quant-out", o.fake_quant_out, "safetensors file: every tensor as the file dequantises, F32");
   export_c->add_flag("--verify", o.verify, "reload what was written and compare tensors and logits");
+  auto* replay_c = add("replay", "Compute a step of a past run again, unit by unit, on one slice. Example: maniple replay runs/quickstart --step 120");
+  replay_c->add_option("run", o.replay.run, "run folder")->required();
+  replay_c->add_option("--step", o.replay.step, "from 1")->required()->check(CLI::PositiveNumber);
+  replay_c->add_option("--unit", o.unit, "only this unit of the step, from 0")->check(CLI::NonNegativeNumber);
+  replay_c->add_option("--out", o.replay.out, "JSON lines: units with norms and fingerprints of each layer");
   auto* bench_c = add("bench", "Measure the speed of a config: phases, share of the product peak. Example: maniple bench config.yaml run.threads=2");
   with_config(bench_c);
   auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
@@ -375,6 +389,7 @@ int run_program(int argc, char** argv) {
     else if (*inspect_c) code = command_inspect(o, false);
     else if (*verify_c) code = command_inspect(o, true);
     else if (*teach_c) code = command_teach(o);
+    else if (*replay_c) code = command_replay(o);
     else if (*bench_c) code = command_bench(o);
     else code = command_doctor();
     finalize_mpi();

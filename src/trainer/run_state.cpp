@@ -136,4 +136,17 @@ ModelConfig resolve_model(const ModelSection& section) {
   return parse_model_config(config);
 }
 
+std::string job_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
+  const Fingerprint f = fingerprint_of_state(model, mesh.world().rank() == 0);
+  const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
+                                     at::TensorOptions(at::kLong));
+  at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
+  mesh.world().all_gather(mine, all);
+  Fingerprint whole;
+  for (int r = 0; r < mesh.world().size(); ++r)
+    whole.combine({static_cast<uint64_t>(all[r][0].item<int64_t>()),
+                   static_cast<uint64_t>(all[r][1].item<int64_t>())});
+  return whole.hex();
+}
+
 }  // namespace maniple

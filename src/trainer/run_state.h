@@ -32,6 +32,9 @@ void keep_imported_files(const Config& config, const std::string& init_from);
 // ranks combine to state_fingerprint.
 Fingerprint fingerprint_of_state(TrainedModel& model, bool with_router);
 
+// That of the whole job, as metrics.jsonl has it. Collective over a job of fixed slices.
+std::string job_fingerprint(TrainedModel& model, ProcessMesh& mesh);
+
 // The model of a config: preset or config.json, with overrides.
 ModelConfig resolve_model(const ModelSection& section);
 

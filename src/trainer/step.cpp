@@ -247,16 +247,26 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
   if (on_gradients) on_gradients(GradientPlace::kUnit);
 }
 
-// Of the gradient of another slice's unit; leaves no other trace.
-uint64_t TrainStep::canary_hash(int64_t step, int64_t unit) {
+TrainStep::UnitResult TrainStep::unit(int64_t step, int64_t unit, const std::function<void()>& look) {
   const double logit_max = logit_max_;
   backward_unit(step, unit);
-  objective_->take_sums();
+  ObjectiveSums objective = objective_->take_sums();
+  objective.make_finite();
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
   logit_max_ = logit_max;
-  const uint64_t hash = model_.optimizer->gradient_hash();
+  if (look) look();
+  UnitResult result{at::zeros({2}, at::TensorOptions(at::kLong)), model_.optimizer->gradient_hash()};
+  if (mesh_.tp_index() == 0) {
+    result.sums[0] = objective.num_targets;
+    result.sums[1] = to_quanta(objective.values[0] * scale_);
+  }
   model_.store.zero_grad();
-  return hash;
+  return result;
+}
+
+double TrainStep::loss_of(const UnitResult& result) const {
+  const auto targets = static_cast<double>(std::max<int64_t>(1, result.sums[0].item<int64_t>()));
+  return static_cast<double>(result.sums[1].item<int64_t>()) * kLossQuantum / scale_ / targets;
 }
 
 // Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, then
@@ -319,7 +329,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
     clock_.enter(Phase::kOther);
   }
   if (canary && canary->second == mesh_.slice() && !failed)
-    canary_hash = 0 - this->canary_hash(step, canary->unit);
+    canary_hash = 0 - this->unit(step, canary->unit).gradient_hash;
   if (model_.moe.poisoned) failed = true;
   model_.moe.poisoned = false;
 

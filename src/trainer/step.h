@@ -123,6 +123,15 @@ class TrainStep {
   // rotation this slice computes the units of the slice that comes so many places after it.
   void assign(int64_t rotation = 0);
   int64_t num_units() const { return num_units_; }
+  // One unit of any step by itself, with the current parameters. `look` is called while the gradient
+  // buffers hold its gradient; afterwards nothing is left of it. Collective over the slice.
+  struct UnitResult {
+    at::Tensor sums;  // int64: targets, loss in quanta; of this rank
+    uint64_t gradient_hash = 0;
+  };
+  UnitResult unit(int64_t step, int64_t unit, const std::function<void()>& look = {});
+  double loss_of(const UnitResult& result) const;  // per target
+
   // Mean cross-entropy over validation rows [0, num_rows); the same bits whatever the number of slices.
   // Collective over the world.
   double evaluate(int64_t num_rows);
@@ -149,7 +158,6 @@ class TrainStep {
   std::vector<Row> micro_batch_rows(uint64_t k) const;
   std::vector<Row> micro_batch_rows(int64_t step, int64_t unit, int64_t round) const;
   void backward_unit(int64_t step, int64_t unit);
-  uint64_t canary_hash(int64_t step, int64_t unit);
   void add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums);
   size_t objective_begin() const;  // of the objective's sums but for the loss, among the step's
 

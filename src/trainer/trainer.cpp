@@ -45,19 +45,6 @@ ConsoleStyle console_style() {
   return style;
 }
 
-std::string state_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
-  const Fingerprint f = fingerprint_of_state(model, mesh.world().rank() == 0);
-  const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
-                                     at::TensorOptions(at::kLong));
-  at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
-  mesh.world().all_gather(mine, all);
-  Fingerprint whole;
-  for (int r = 0; r < mesh.world().size(); ++r)
-    whole.combine({static_cast<uint64_t>(all[r][0].item<int64_t>()),
-                   static_cast<uint64_t>(all[r][1].item<int64_t>())});
-  return whole.hex();
-}
-
 // Bits per byte of text, for sources that are bytes.
 double bits_per_byte(double loss, double bytes_per_token) {
   return loss / std::log(2.0) / bytes_per_token;
@@ -252,7 +239,7 @@ ExitCode train(const Config& config, std::unique_ptr<Communicator> world) {
 
     const bool with_fingerprint =
         config.metrics.fingerprint_every > 0 && number % config.metrics.fingerprint_every == 0;
-    const std::string fingerprint = with_fingerprint ? state_fingerprint(model, mesh) : "";
+    const std::string fingerprint = with_fingerprint ? job_fingerprint(model, mesh) : "";
     if (number % config.metrics.every == 0 || with_fingerprint || number == config.train.steps) {
       const JobNumbers job = gather_job_numbers(step, mesh);
       StepReport report = report_outcome(number, lr, o, model, shape);
