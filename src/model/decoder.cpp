@@ -73,8 +73,11 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
   const AttentionInputs inputs = make_attention_inputs(model_, position, document, type);
   at::Tensor x = embedded(ids);
   losses_.clear();
-  for (Layer& layer : layers_) {
+  Trail& trail = store_.mesh().trail();
+  for (int64_t l = 0; l < model_.num_layers(); ++l) {
+    Layer& layer = layers_[l];
     if (on_hidden) on_hidden(x);
+    trail.reach_layer(l, x);
     if (hidden) hidden->push_back(x.detach());
     // The inputs are shared by all layers: copying them copies references.
     auto body = [this, &layer, inputs](const std::vector<at::Tensor>& in, bool again) {
@@ -88,6 +91,7 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
     if (out.size() > 1) losses_.push_back(out[1]);
   }
   if (on_hidden) on_hidden(x);
+  trail.reach_layer(model_.num_layers(), x);
   x = norm(x, *final_norm_);
   if (hidden) hidden->push_back(x.detach());
   return x;

@@ -48,8 +48,9 @@ ProcessMesh::ProcessMesh(const MeshShape& shape, std::unique_ptr<Communicator> w
   across_ = world_->split(static_cast<int>(position_), rank);
   in_slice_ = world_->split(static_cast<int>(slice), rank);
   const int position = static_cast<int>(position_);
-  tp_ = in_slice_->split(static_cast<int>(dp_index()), position);
-  experts_ = in_slice_->split(static_cast<int>(position_ / per_group), position);
+  tp_ = make_recorded(in_slice_->split(static_cast<int>(dp_index()), position), *trail_);
+  experts_ =
+      make_recorded(in_slice_->split(static_cast<int>(position_ / per_group), position), *trail_);
   dense_reduce_ = in_slice_->split(static_cast<int>(tp_index()), position);
   expert_reduce_ = in_slice_->split(static_cast<int>(position_ % per_group), position);
 }

@@ -6,6 +6,7 @@
 
 #include "core/config.h"
 #include "parallel/communicator.h"
+#include "parallel/trail.h"
 
 namespace maniple {
 
@@ -61,6 +62,7 @@ class ProcessMesh {
   Communicator& in_slice() { return *in_slice_; }
   Communicator& tp() { return *tp_; }
   Communicator& experts() { return *experts_; }  // the ep x etp ranks that hold one set of experts
+  Trail& trail() { return *trail_; }  // of what goes through tp and experts
   Communicator& grad_group(GradGroup group);     // the ranks of this slice that share its sums
 
  private:
@@ -68,6 +70,7 @@ class ProcessMesh {
   at::Device device_;
   std::unique_ptr<Communicator> world_;
   int64_t position_;
+  std::unique_ptr<Trail> trail_ = std::make_unique<Trail>();
   std::unique_ptr<Communicator> across_, in_slice_, tp_, experts_, dense_reduce_, expert_reduce_;
 };
 

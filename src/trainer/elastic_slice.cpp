@@ -78,6 +78,7 @@ class ElasticSlice {
   Health examine(const Order& order, const StepSums& mine, const StepSums& sums);
   std::string suspicion(const StepSums& sums) const;
   bool gather_execution(const StepSums& mine, uint32_t rotation);
+  std::string locate(uint32_t blamed);
   void blame(const std::vector<uint32_t>& members, const std::string& why);
   void report_finding(SdcFinding finding, const std::vector<uint32_t>& blamed);
   void check_copies();
@@ -133,6 +134,7 @@ class ElasticSlice {
   Outliers outliers_;
   int64_t rotation_ = 0;                // of the units
   std::vector<Execution> executions_;   // of the suspicious step under way
+  std::vector<std::vector<Trail::Point>> trails_;  // of this rank in these; none of the first
   std::string suspicion_;               // why it is one
   std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
@@ -367,6 +369,7 @@ void ElasticSlice::attempt(const Order& order) {
       progress(++unit);
       return good = all_agree(!halted());
     };
+    if (order.execution > 0) mesh_.trail().start();
     mine = step_.compute(order.step, order.attempt, keep_on,
                          order.execution ? std::nullopt : canary(order.step));
     sums = mine;
@@ -423,12 +426,15 @@ Health ElasticSlice::examine(const Order& order, const StepSums& mine, const Ste
     note("suspicion", decision_.number, order.step);
   }
   executions_.resize(order.execution);
+  trails_.resize(order.execution);
+  trails_.push_back(mesh_.trail().stop());
   if (!gather_execution(mine, static_cast<uint32_t>(rotation_))) return Health::kPoisoned;
   const Judgement judgement = judge(executions_);
   if (judgement.finding == Finding::kOpen) return Health::kSuspect;
   std::vector<SliceId> slices;
   for (const Member& member : decision_.members) slices.push_back(member.slice);
-  const std::string text = suspicion_ + ": " + describe(judgement, slices);
+  std::string text = suspicion_ + ": " + describe(judgement, slices);
+  if (judgement.finding == Finding::kDefect) text += locate(judgement.blamed[0]);
   SdcFinding finding{order.step, to_string(judgement.finding), text, {}, {}, !judgement.commits()};
   for (const uint32_t member : judgement.blamed) {
     if (judgement.finding == Finding::kTransient) finding.strikes.push_back(slices[member]);
@@ -455,6 +461,49 @@ bool ElasticSlice::gather_execution(const StepSums& mine, uint32_t rotation) {
     execution.ranges.push_back(fingerprint_of(all[(range + members - rotation) % members], 1));
   executions_.push_back(std::move(execution));
   return true;
+}
+
+// Where a member that computes wrongly left the way of the others: the first point at which a trail
+// of its differs from another's of the same units, and the positions that differ there.
+std::string ElasticSlice::locate(uint32_t blamed) {
+  const auto members = static_cast<uint32_t>(mesh_.num_slices());
+  const auto executions = static_cast<int64_t>(trails_.size());
+  int64_t most = 0;
+  for (const auto& trail : trails_) most = std::max(most, static_cast<int64_t>(trail.size()));
+  at::Tensor longest = at::zeros({members}, at::TensorOptions(at::kLong));
+  const at::Tensor mine_longest = at::full({1}, most, longest.options());
+  if (!between([&] { mesh_.across().all_gather(mine_longest, longest); })) return "";
+  most = longest.max().item<int64_t>();
+  at::Tensor mine = at::zeros({executions, most}, longest.options());
+  for (int64_t e = 0; e < executions; ++e)
+    for (size_t i = 0; i < trails_[e].size(); ++i)
+      mine[e][static_cast<int64_t>(i)] = static_cast<int64_t>(trails_[e][i].hash);
+  at::Tensor all = at::empty({members, executions, most}, longest.options());
+  if (!between([&] { mesh_.across().all_gather(mine, all); })) return "";
+
+  const auto hash = all.accessor<int64_t, 3>();
+  int64_t first = most;
+  for (uint32_t range = 0; range < members; ++range)
+    for (int64_t a = 1; a < executions; ++a)
+      for (int64_t b = 1; b < executions; ++b) {
+        const uint32_t who = executions_[a].member_of(range), other = executions_[b].member_of(range);
+        if (who != blamed || other == blamed) continue;
+        int64_t i = 0;
+        while (i < first && hash[who][a][i] == hash[other][b][i]) ++i;
+        first = std::min(first, i);
+      }
+  at::Tensor firsts = at::empty({mesh_.in_slice().size()}, longest.options());
+  mesh_.in_slice().all_gather(at::full({1}, first, longest.options()), firsts);
+  const int64_t earliest = firsts.min().item<int64_t>();
+  if (earliest == most) return "; inside the slice no message or layer differs";
+  std::vector<int64_t> positions;
+  for (int64_t p = 0; p < firsts.numel(); ++p)
+    if (firsts[p].item<int64_t>() == earliest) positions.push_back(p);
+  // Layer and kind of a point are the same in every trail of these units or of as many others.
+  std::string where = "its end";
+  for (const auto& trail : trails_)
+    if (earliest < static_cast<int64_t>(trail.size())) where = describe(trail[earliest]);
+  return fmt::format("; position {} differs first, at {}", fmt::join(positions, " and "), where);
 }
 
 // The first member that stays tells the coordinator. Those that leave are counted by their exit.
@@ -498,8 +547,9 @@ void ElasticSlice::check_copies() {
     if (wrong[m].item<int64_t>() > 0) blamed.push_back(static_cast<uint32_t>(m));
   std::vector<SliceId> slices;
   for (const uint32_t m : blamed) slices.push_back(decision_.members[m].slice);
-  const std::string text = fmt::format("copies of the state after step {} differ: slices {}", state_step_,
-                                       fmt::join(slices, " and "));
+  const std::string text =
+      fmt::format("copies of the state after step {} differ: {} {}", state_step_,
+                  slices.size() == 1 ? "slice" : "slices", fmt::join(slices, " and "));
   report_finding({step_now_, "copies", text, {}, {}, false}, blamed);
   blame(blamed, text);
 }

@@ -245,6 +245,7 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
     clock_.enter(Phase::kOther);
   }
   if (on_gradients) on_gradients(GradientPlace::kUnit);
+  mesh_.trail().end_unit([&] { return model_.optimizer->gradient_hash(); });
 }
 
 TrainStep::UnitResult TrainStep::unit(int64_t step, int64_t unit, const std::function<void()>& look) {

@@ -230,19 +230,57 @@ def newest_checkpoint_damaged(job, draw):
     assert newest in output and "resuming after step" in output, "the damaged one is not named"
 
 
+def said(job, event):
+    return " ".join(e["text"] for e in job.events(event))
+
+
 def flipped(what, element, bit):
     @fault("F22", overrides=[f"faults.flip=1:1:20:{what}:{element}:{bit}"])
     def bit_flipped(job, draw):
-        """the slice is named and leaves before the step is committed"""
+        """the slice is named and leaves before anybody uses its copy"""
         job.until_epochs(2)
         job.until(lambda: ended(job, 1), 20, "its end")
-        said = " ".join(e["text"] for e in job.events("slice_ended"))
-        assert f"slice 1 position 1: memory has changed since step 19: {what}" in said, "the flip is not named: " + said
+        text = said(job, "slice_ended") + said(job, "sdc_copies")
+        named = "of the state after step 19 differ: slice 1" if what == "parameter" else \
+            "slice 1 position 1: memory has changed since step 19: master, m or v"
+        assert named in text, "the flip is not named: " + text
     ROWS[-1] = (ROWS[-1][0], f"bit_{bit}_flipped_in_{what}", *ROWS[-1][2:])
 
 
 for place in (("master", 777, 30), ("m", 5000, 3), ("v", 12, 22), ("parameter", 4321, 0)):
     flipped(*place)
+
+
+@fault("F24", overrides=["faults.flip=1:1:20:reduced:100:3", "checkpoint.every=10"])
+def bit_flipped_in_a_reduced_gradient(job, draw):
+    """both holders are named; back to the checkpoint, same end"""
+    job.until_event("rollback")
+    assert "after step 20 differ" in said(job, "sdc_copies"), said(job, "sdc_copies")
+
+
+@fault("F25", overrides=["faults.sticky=2:1:60:hidden:5:0", "sdc.canary_every=4", "checkpoint.every=10"], short=True)
+def one_ulp_always_wrong_on_one_rank(job, draw):
+    """the slice is named and quarantined; back to a verified checkpoint, same end"""
+    job.until_event("sdc_defect")
+    assert "slice 2 computes wrongly" in said(job, "sdc_defect"), said(job, "sdc_defect")
+    job.until_event("rollback")
+    job.wait()
+    assert "slice 2 is quarantined" in said(job, "slice_banned")
+
+
+@fault("F27", overrides=["faults.flip=1:0:24:gradient:100:30"])
+def value_not_finite_on_one_rank(job, draw):
+    """replayed, the slice is named, nothing is skipped"""
+    job.until_event("sdc_transient")
+    assert "slice 1 gave another result once" in said(job, "sdc_transient"), said(job, "sdc_transient")
+
+
+@fault("F30", overrides=["faults.flip=1:0:24:gradient:100:30"])
+def killed_during_a_replay(job, draw):
+    """the new epoch wins, the step is computed again"""
+    job.until(lambda: any(e["event"] == "suspicion" for e in job.journal(0)), 60, "the suspicion")
+    job.kill("train", draw.choice([0, 2, 3]), draw.randrange(2))
+    job.until_epochs(2)
 
 
 @fault("F33")
