@@ -5,12 +5,17 @@
 
 namespace maniple {
 
-// Flips bit `bit` (from the lowest of an element, modulo its width) of flat element `element`
-// (modulo their number) of a contiguous tensor of the host.
+// Flips bit `bit` (from the lowest of an element, modulo its width) of row-major element `element`
+// (modulo their number) of a tensor of the host.
 inline void flip_bit(const at::Tensor& t, int64_t element, int bit) {
+  int64_t index = element % t.numel(), offset = 0;
+  for (int64_t d = t.dim() - 1; d >= 0; --d) {
+    offset += index % t.size(d) * t.stride(d);
+    index /= t.size(d);
+  }
   const auto size = static_cast<int64_t>(t.element_size());
-  const int64_t place = bit % (8 * size), index = element % t.numel();
-  static_cast<uint8_t*>(t.data_ptr())[index * size + place / 8] ^=
+  const int64_t place = bit % (8 * size);
+  static_cast<uint8_t*>(t.data_ptr())[offset * size + place / 8] ^=
       static_cast<uint8_t>(1 << (place % 8));
 }
 

@@ -1,0 +1,154 @@
+// What finds a flipped bit, by place and bit. Prints the table of docs/elastic.md; the long form
+// (MANIPLE_SLOW=1) has 30 trials a cell.
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "tiny_trainer.h"
+#include "trainer/fault_injector.h"
+
+namespace maniple {
+namespace {
+
+struct BitClass {
+  const char* name;
+  int bit;
+};
+constexpr BitClass kBits[] = {{"sign", 31},         {"exponent high", 30}, {"exponent low", 23},
+                              {"mantissa high", 22}, {"mantissa middle", 11}, {"mantissa low", 0}};
+
+int trials() { return std::getenv("MANIPLE_SLOW") ? 30 : 3; }
+
+// Some steps old, so that moments are not zero.
+class Sdc : public testing::Test {
+ protected:
+  Sdc() : t_(tiny_config(), make_single_communicator()) {
+    for (int64_t s = 1; s < kStep; ++s) t_.step.run(s, t_.config.optim.lr);
+    for (int64_t b = 0; b < optimizer().num_blocks(); ++b) all_.push_back(b);
+    clean_ = optimizer().pack(all_);
+    sums_ = attempt();
+    computed_ = t_.step.computed(sums_);
+  }
+  ShardedAdamw& optimizer() { return *t_.model.optimizer; }
+  StepSums attempt() {
+    StepSums sums = t_.step.compute(kStep, 0);
+    t_.step.exchange(sums, [](const std::function<void()>& communicate) {
+      communicate();
+      return true;
+    });
+    return sums;
+  }
+  int64_t num_elements() {
+    int64_t elements = 0;
+    for (const TensorSlice& s : optimizer().state_slices(ShardedAdamw::Blocks::kHeld, false))
+      elements += s.end - s.begin;
+    return elements;
+  }
+  int64_t any(int64_t n) { return static_cast<int64_t>(key_of(11, ++draws_) % static_cast<uint64_t>(n)); }
+
+  static constexpr int64_t kStep = 6;
+  Trainer t_;
+  std::vector<int64_t> all_;
+  at::Tensor clean_;
+  StepSums sums_;
+  Fingerprint computed_;
+  uint64_t draws_ = 0;
+};
+
+TEST_F(Sdc, EveryFlipInTheStateIsFound) {
+  const int64_t elements = num_elements();
+  const uint64_t parameters = optimizer().parameter_hash();
+  for (const char* what : {"master", "m", "v", "parameter"})
+    for (const auto& [name, bit] : kBits)
+      for (int i = 0; i < trials(); ++i) {
+        optimizer().seal();
+        const int64_t element = any(elements);
+        optimizer().flip(what, element, bit);
+        if (std::string(what) == "parameter") {
+          EXPECT_NE(optimizer().parameter_hash(), parameters) << name;
+          optimizer().flip(what, element, bit);
+          EXPECT_EQ(optimizer().parameter_hash(), parameters);
+          continue;
+        }
+        optimizer().update(0, 1, 1, kStep);
+        EXPECT_EQ(optimizer().broken_seals().size(), 1u) << what << " " << name;
+        optimizer().unpack(all_, clean_);
+        optimizer().refresh_values();
+      }
+  optimizer().seal();
+  optimizer().update(1e-3, 1, 1, kStep);
+  optimizer().update(1e-3, 1, 1, kStep + 1);
+  EXPECT_TRUE(optimizer().broken_seals().empty());
+}
+
+// A canary compares gradients, so it sees whatever changes the gradient of its unit.
+TEST_F(Sdc, FlipsInTheComputationChangeWhatCanariesAndReplaysCompare) {
+  fmt::print("{:<10} {:<16} {:>8} {:>16} {:>12}\n", "place", "bit", "trials", "changes a result",
+             "not finite");
+  for (const std::string what : {"gradient", "hidden", "gate", "expert", "index"})
+    for (const auto& [name, bit] : kBits) {
+      if (what == "index" && bit > 2 && bit != 31) continue;
+      const int at_bit = what == "index" ? (bit == 31 ? 1 : 0) : bit;  // a number of eight experts
+      int changed = 0, alarmed = 0;
+      for (int i = 0; i < trials(); ++i) {
+        FaultsConfig faults;
+        faults.flip = fmt::format("0:0:{}:{}:{}:{}", kStep, what, any(num_elements()), at_bit);
+        FaultInjector injector(faults, 0, 1, 0, t_.step, t_.model);
+        injector.begin(kStep, 0);
+        const StepSums sums = attempt();
+        changed += !(t_.step.computed(sums) == computed_);
+        alarmed += !TrainStep::finite(sums);
+        t_.step.on_gradients = {};
+        t_.model.moe.on_tensor = {};
+        t_.model.decoder->on_hidden = {};
+      }
+      fmt::print("{:<10} {:<16} {:>8} {:>16} {:>12}\n", what,
+                 what == "index" ? fmt::format("bit {}", at_bit) : name, trials(), changed, alarmed);
+      EXPECT_LE(alarmed, changed);
+    }
+  EXPECT_TRUE(t_.step.computed(attempt()) == computed_);
+}
+
+TEST_F(Sdc, AUnitHasTheSameGradientInAndOutsideItsRange) {
+  std::vector<uint64_t> inside, outside;
+  t_.step.on_gradients = [&](TrainStep::GradientPlace place) {
+    if (place == TrainStep::GradientPlace::kUnit) inside.push_back(optimizer().gradient_hash());
+  };
+  attempt();
+  t_.step.on_gradients = {};
+  for (int64_t u = 0; u < t_.step.num_units(); ++u)
+    outside.push_back(t_.step.unit(kStep, u).gradient_hash);
+  EXPECT_EQ(inside, outside);
+  EXPECT_TRUE(t_.step.computed(attempt()) == computed_);
+}
+
+// Two slices; the second one's results are damaged, or those of both.
+TEST(SdcVote, ACanaryThatDiffersBreaksItsCheck) {
+  for (const int64_t damaged : {-1, 0, 1, 2}) {
+    Config c = tiny_config();
+    c.parallel.slices = 2;
+    run_local_ranks(2, [&](std::unique_ptr<Communicator> world) {
+      Trainer t(c, std::move(world));
+      int64_t units = 0;
+      t.step.on_gradients = [&](TrainStep::GradientPlace place) {
+        if (place != TrainStep::GradientPlace::kUnit) return;
+        // Unit 0 is the first of slice 0, and the last that slice 1 computes.
+        if (damaged == t.mesh.slice() && units == (damaged ? 2 : 0))
+          t.model.optimizer->flip("gradient", 777, 0);
+        if (damaged == 2 && t.mesh.slice() == 0 && units == 1)  // another unit
+          t.model.optimizer->flip("gradient", 777, 0);
+        ++units;
+      };
+      StepSums sums = t.step.compute(1, 0, {}, Canary{0, 1});
+      t.step.exchange(sums, [](const std::function<void()>& communicate) {
+        communicate();
+        return true;
+      });
+      EXPECT_EQ(TrainStep::broken(sums, Check::kCanary), damaged == 0 || damaged == 1) << damaged;
+      EXPECT_FALSE(TrainStep::failed(sums));
+    });
+  }
+}
+
+}  // namespace
+}  // namespace maniple
