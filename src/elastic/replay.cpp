@@ -75,7 +75,7 @@ std::string describe(const Judgement& judgement, const std::vector<SliceId>& sli
       fmt::format("{} {}", names.size() == 1 ? "slice" : "slices", fmt::join(names, " and "));
   switch (judgement.finding) {
     case Finding::kGenuine:
-      return "all executions are equal: the data and the model give this";
+      return "all executions are equal: what the data and the model give, or an error outside of them";
     case Finding::kTransient:
       return who + " gave another result once; the confirmed one is taken";
     case Finding::kDefect:

@@ -562,12 +562,29 @@ uint64_t ShardedAdamw::state_check(const std::vector<int64_t>& hashes) const {
   const uint64_t first = store_.mesh().slice() == 0 ? slices - 1 : 0 - uint64_t{1};
   uint64_t check = first * static_cast<uint64_t>(hashes[0]);
   if (!copied_) return check;
-  const uint64_t copies = replicated_ ? slices - 1 : 1;
   for (const Shard& s : shards_)
     for (const auto& [number, b] : s.blocks)
-      if (b.held)
-        check += (b.owned ? copies : 0 - uint64_t{1}) * static_cast<uint64_t>(hashes[1 + number]);
+      if (b.held) check += weight(b) * static_cast<uint64_t>(hashes[1 + number]);
   return check;
+}
+
+uint64_t ShardedAdamw::weight(const Block& b) const {
+  if (!b.owned) return 0 - uint64_t{1};
+  return replicated_ ? static_cast<uint64_t>(store_.mesh().num_slices()) - 1 : 1;
+}
+
+uint64_t ShardedAdamw::reduced_check() const {
+  if (!copied_) return 0;
+  std::vector<const Block*> held;
+  for (const Shard& s : shards_)
+    for (const auto& [number, b] : s.blocks)
+      if (b.held && s.exact) held.push_back(&b);
+  std::vector<uint64_t> hashes(held.size());
+  parallel_tasks(static_cast<int64_t>(held.size()), [&](int64_t i) {
+    const at::NoGradGuard no_grad;
+    hashes[i] = weight(*held[i]) * tensor_hash(held[i]->reduced);
+  });
+  return std::accumulate(hashes.begin(), hashes.end(), uint64_t{0});
 }
 
 void ShardedAdamw::flip(const std::string& what, int64_t element, int bit) {

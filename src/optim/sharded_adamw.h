@@ -87,8 +87,9 @@ class ShardedAdamw {
   uint64_t parameter_hash() const;  // of all parameters of this rank, as they are now
   // Parameters, then each block of the position (0 where it is not held). After seal().
   std::vector<int64_t> state_hashes() const;
-  // Adds up to zero over the slices when all copies of the state are equal.
+  // Each adds up to zero over the slices when all copies are equal: of the state, of the sums.
   uint64_t state_check(const std::vector<int64_t>& state_hashes) const;
+  uint64_t reduced_check() const;
   // Flips one bit of an element of this rank's `what`: master, m, v, parameter, gradient (of a
   // unit), sum (of the slice) or reduced (of held blocks). For tests.
   void flip(const std::string& what, int64_t element, int bit);
@@ -144,6 +145,8 @@ class ShardedAdamw {
   void update_piece(const Shard& shard, Block& block, int64_t piece, AdamwStep step, double factor);
   void update_on_device(const Shard& shard, Block& block, AdamwStep step, double factor);
   std::array<uint64_t, 3> hash_piece(const Block& block, int64_t piece) const;
+  // The hash's factor of this rank's copy of a block, so that all copies add up to zero.
+  uint64_t weight(const Block& block) const;
   // The gradient of elements [at, at + n) of a block times factor.
   at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
                     double factor) const;

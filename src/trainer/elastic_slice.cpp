@@ -403,6 +403,7 @@ std::optional<Canary> ElasticSlice::canary(Step step) const {
 // Why the step should be executed again before it is committed; empty: it need not be.
 std::string ElasticSlice::suspicion(const StepSums& sums) const {
   if (TrainStep::broken(sums, Check::kCanary)) return "two slices disagree about a unit";
+  if (TrainStep::broken(sums, Check::kBlocks)) return "the holders of a block have different sums";
   if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
   if (!TrainStep::finite(sums)) return "a value is not finite";
   const StepOutcome out = step_.settle(sums);
@@ -424,6 +425,8 @@ Health ElasticSlice::examine(const Order& order, const StepSums& mine, const Ste
     suspicion_ = suspicion(sums);
     if (suspicion_.empty()) return Health::kOk;
     note("suspicion", decision_.number, order.step);
+  } else if (TrainStep::broken(sums, Check::kBlocks)) {
+    return Health::kPoisoned;
   }
   executions_.resize(order.execution);
   trails_.resize(order.execution);

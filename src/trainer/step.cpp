@@ -353,6 +353,8 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
 
   if (on_gradients) on_gradients(GradientPlace::kReduced);
 
+  if (config_.sdc.state) add_check(sums, Check::kBlocks, optimizer.reduced_check());
+
   // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
   clock_.enter(Phase::kVote);
   bool finite = true;
