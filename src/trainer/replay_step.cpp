@@ -72,13 +72,18 @@ class Replay {
 Replay::Replay(const ReplayRequest& request, Config config, std::unique_ptr<Communicator> world)
     : request_(request), config_(std::move(config)) {
   config_.run.dir = request.run;
+  // The units of a job of fixed slices fit these; an elastic one's do not know how many there are.
+  const bool elastic = std::filesystem::exists(request.run + "/elastic");
+  const int64_t slices = elastic ? 1 : config_.parallel.slices;
   config_.parallel.slices = 1;
   MeshShape shape;
   agree(*world, [&] {
     at::set_num_threads(static_cast<int>(config_.run.threads));
     model_config_ = resolve_model(config_.model);
     shape = make_mesh_shape(config_.parallel, world->size());
-    const int64_t units = num_units(config_.batch, shape);
+    MeshShape of_run = shape;
+    of_run.slices = slices;
+    const int64_t units = config_.batch.units = num_units(config_.batch, of_run);
     if (request.step < 1 || request.step > config_.train.steps)
       throw ConfigError(fmt::format("cannot replay step {} of {}: it has steps 1 to {}", request.step,
                                     request.run, config_.train.steps));

@@ -84,6 +84,10 @@ printf 'train:\n  steps: 12\n  stepps: 13\n' >typo.yaml
 expect 78 "typo.yaml:3" train typo.yaml
 printf 'train: {steps: [}\n' >syntax.yaml
 expect 78 "syntax.yaml:1" train syntax.yaml
+expect 78 "example: 1:0:20:master:5:30" launch tiny.yaml run.dir=wrong faults.flip=1:0:20:nowhere:5:30
+expect 78 "faults.sticky: '1:0'" launch tiny.yaml run.dir=wrong faults.sticky=1:0
+wrong 78 "sdc.canary_every" sdc.canary_every=-2
+wrong 78 "sdc.max_strikes" sdc.max_strikes=0
 echo '[1, 2]' >list.json
 wrong 78 "list.json" model.preset="''" model.hf_config=list.json
 
