@@ -479,6 +479,20 @@ def ssh_to_a_host_killed(job, draw):
             assert token not in read(f"/proc/{pid}/{name}"), f"the token is in the {name} of process {pid}"
 
 
+@fault("hosts", far=4, steps=300)
+def ssh_to_a_host_killed_and_the_host_does_not_notice(job, draw):
+    """the agent that is started instead is taken; the old one is refused and ends its slice"""
+    job.until_step(5)
+    old = job.pid("agent", 2)
+    job.network.deaf = True
+    assert job.kill(relay.__file__, 2), "nothing was killed"
+    job.until(lambda: old not in [pid for pid, _, _ in job.processes()], 60, "the end of the old agent")
+    job.network.deaf = False
+    job.until_epochs(3)
+    assert "a later agent of slice 2 was started" in read(job.network.output), "it was not refused"
+    assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
+
+
 @fault("hosts", far=4, overrides=["checkpoint.every=10"])
 def agent_on_a_host_killed(job, draw):
     """as an agent here"""

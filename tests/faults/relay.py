@@ -29,12 +29,14 @@ def run(path, command):
 
 
 class Relay:
-    """The far side, with hosts that exist in name only."""
+    """The far side, with hosts that exist in name only. While `deaf` it does not notice that the near
+    side has died. What the commands say goes to `output`."""
 
     def __init__(self, count):
+        self.deaf = False
         self.hosts = [f"far-{i}" for i in range(count)]
         self.folder = tempfile.TemporaryDirectory(prefix="maniple-relay-")
-        self.path = self.folder.name + "/socket"
+        self.path, self.output = self.folder.name + "/socket", self.folder.name + "/output"
 
     def __enter__(self):
         self.listener = socket.socket(socket.AF_UNIX)
@@ -57,7 +59,9 @@ class Relay:
 
     def _carry(self, line):
         with line, line.makefile("rb", buffering=0) as stream:
-            process = subprocess.Popen(json.loads(stream.readline()), stdin=subprocess.PIPE, start_new_session=True)
+            with open(self.output, "ab") as output:
+                process = subprocess.Popen(json.loads(stream.readline()), stdin=subprocess.PIPE, stdout=output,
+                                           stderr=output, start_new_session=True)
 
             def feed():
                 try:
@@ -66,6 +70,8 @@ class Relay:
                         process.stdin.flush()
                 except OSError:
                     pass
+                if self.deaf:
+                    process.wait()
                 process.stdin.close()
 
             threading.Thread(target=feed, daemon=True).start()
