@@ -134,6 +134,10 @@ struct ElasticConfig {
   int64_t spares = 0;               // slices kept waiting
   int64_t max_restarts = 5;         // failures of a slice in a row before it is banned
   std::string mpirun = "mpirun";    // starts the ranks of a slice
+  std::string hosts;                // of the slices: a,b:2,c; empty: this machine
+  std::string remote = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ControlPath=none {host}";
+  std::string address;    // of the coordinator, numeric; empty: what the hosts can reach
+  std::string interface;  // of the links between slices; empty: what reaches the coordinator
 };
 
 struct SdcConfig {

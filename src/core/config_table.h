@@ -251,6 +251,21 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.elastic.max_restarts);
   visit(Key{"elastic.mpirun", non_empty(), "program that starts the ranks of a slice"},
         c.elastic.mpirun);
+  visit(Key{"elastic.hosts", any_value(),
+            "hosts that the slices are dealt out to, a list with commas of host or host:slices; "
+            "empty: all slices on this machine"},
+        c.elastic.hosts);
+  visit(Key{"elastic.remote", non_empty(),
+            "words that run a command on {host}, with its standard input, and end with it"},
+        c.elastic.remote);
+  visit(Key{"elastic.address", any_value(),
+            "numeric address on which the coordinator listens; empty: the one by which the hosts "
+            "are reached, 127.0.0.1 without hosts"},
+        c.elastic.address);
+  visit(Key{"elastic.interface", any_value(),
+            "network interface, on every host, for the links between slices; empty: the one by "
+            "which the coordinator is reached"},
+        c.elastic.interface);
   visit(Key{"sdc.state", any_value(),
             "elastic jobs: compare optimizer state and parameters with what was written, and between "
             "the slices, in every step"},

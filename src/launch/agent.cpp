@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "core/errors.h"
+#include "core/random.h"
 #include "launch/clock.h"
 #include "launch/job_token.h"
 
@@ -25,7 +26,8 @@ Agent::Agent(const AgentConfig& config)
       folder_(config.folder),
       children_(context_, SIGCHLD),
       stop_signals_(context_, SIGTERM, SIGINT),
-      timer_(context_) {
+      timer_(context_),
+      launcher_(context_) {
   become_subreaper();
   write_job_token(folder_.path() + "/token", config_.token);
   ControlServer::Events ranks;
@@ -42,14 +44,19 @@ Agent::Agent(const AgentConfig& config)
   };
   server_ = std::make_unique<ControlServer>(context_, "unix:" + folder_.path() + "/agent",
                                             config_.token, ranks);
-  ControlHello hello{config_.token, Role::kAgent, config_.slice, 0, 0};
+  ControlHello hello{config_.token, Role::kAgent, config_.slice, config_.start, 0};
   ControlClient::Events events;
   events.connected = [this] {
+    silent_ticks_ = 0;
     say_hello();
     to_leader(CoordinatorReached{});
   };
   events.frame = [this](std::string_view payload) { hear_coordinator(payload); };
-  events.lost = [](const std::string&) {};
+  events.lost = [this](const std::string& reason) {
+    if (!reason.starts_with("refused")) return;
+    fmt::print(stderr, "agent of slice {}: {}\n", config_.slice, reason);
+    result_ = static_cast<int>(ExitCode::kComm);
+  };
   coordinator_ =
       std::make_shared<ControlClient>(context_, config_.coordinator, hello, config_.timeouts.beat(),
                                       config_.timeouts.connect(), events);
@@ -66,10 +73,24 @@ int Agent::run() {
   stop_signals_.async_wait([this](const asio::error_code& error, int) {
     if (!error) result_ = static_cast<int>(ExitCode::kPreempted);
   });
+  watch_launcher();
   coordinator_->start();
   tick();
   while (!result_) context_.run_one();
   return *result_;
+}
+
+void Agent::watch_launcher() {
+  if (!launcher_.is_open()) {
+    asio::error_code no_pipe;
+    if (config_.launcher >= 0) launcher_.assign(config_.launcher, no_pipe);
+    if (config_.launcher < 0 || no_pipe) return;
+  }
+  launcher_.async_read_some(asio::buffer(&from_launcher_, 1),
+                            [this](const asio::error_code& error, size_t) {
+                              if (!error) return watch_launcher();
+                              result_ = static_cast<int>(ExitCode::kPreempted);
+                            });
 }
 
 void Agent::watch_children() {
@@ -85,6 +106,7 @@ void Agent::tick() {
   reap();
   if (kill_at_ != 0 && now >= kill_at_) end_slice("it was to end and did not");
   if (!tree_.alive() && now >= hello_at_) say_hello();
+  watch_coordinator();
   to_ranks(AgentBeat{});
   timer_.expires_after(std::chrono::microseconds(config_.timeouts.beat()));
   timer_.async_wait([this](const asio::error_code& stopped) {
@@ -92,9 +114,39 @@ void Agent::tick() {
   });
 }
 
+// A cut network gives no error for a long time, only silence.
+void Agent::watch_coordinator() {
+  const auto ticks = [beat = config_.timeouts.beat()](Time time) { return time / beat; };
+  const Time orphan = ticks(config_.timeouts.orphan());
+  if (++ticks_ % std::max<Time>(1, ticks(config_.timeouts.suspicion() / 2)) == 0)
+    coordinator_->send(encode_pulse());
+  ++silent_ticks_;
+  const uint64_t before = std::exchange(progress_, progress());
+  idle_ticks_ = progress_ == before ? idle_ticks_ + 1 : 0;
+  if (silent_ticks_ <= orphan) return;
+  coordinator_->renew("nothing was heard of it");
+  if (idle_ticks_ > orphan && tree_.alive()) {
+    const std::string reason = "neither a coordinator nor another slice is heard";
+    if (!left_with_) left_with_ = Exited{static_cast<int32_t>(ExitCode::kComm), reason};
+    end_slice(reason);
+  }
+  if (!tree_.alive() && silent_ticks_ > ticks(config_.timeouts.transport()))
+    result_ = static_cast<int>(ExitCode::kComm);
+}
+
+// Grows whenever one of the ranks gets on.
+uint64_t Agent::progress() const {
+  uint64_t count = 0;
+  for (const auto& [position, rank] : ranks_)
+    if (rank.beat) count += rank.beat->progress.count;
+  return count;
+}
+
 // --- The coordinator's orders --------------------------------------------------------------------
 
 void Agent::hear_coordinator(std::string_view payload) {
+  silent_ticks_ = 0;
+  if (is_pulse(payload)) return;
   const auto envelope = decode_message(payload);
   if (!envelope || envelope->slice != config_.slice) return;
   if (std::holds_alternative<Launch>(envelope->message)) return launch(envelope->life);
@@ -133,6 +185,8 @@ void Agent::start_slice() {
                              {{kAgentVariable, "unix:" + folder_.path() + "/agent"},
                               {kTokenVariable, folder_.path() + "/token"},
                               {kSliceVariable, fmt::format("{}", config_.slice)},
+                              {kHostVariable, config_.host},
+                              {kAddressVariable, config_.address},
                               {kLifeVariable, fmt::format("{}", life_)},
                               {kLeaseVariable, fmt::format("{}", config_.timeouts.lease())},
                               {"TMPDIR", temporary}});
@@ -255,7 +309,7 @@ void Agent::to_coordinator(const Message& message, EpochNumber epoch) {
 
 void Agent::say_hello() {
   hello_at_ = monotonic_now() + config_.timeouts.resend();
-  to_coordinator(AgentHello{id_, config_.host, life_, tree_.alive()});
+  to_coordinator(AgentHello{id_, hash_name(config_.host), life_, tree_.alive()});
 }
 
 }  // namespace maniple

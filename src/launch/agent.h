@@ -7,6 +7,11 @@
 // is dead, and so is its slice: the agent kills the rest at once, without waiting for mpirun to
 // notice.
 //
+// Orphans. The launcher holds the other end of the agent's standard input, through ssh and the like
+// on another host: its end is an order to end. Should the host be cut off, so that no end can be
+// seen: a slice that has neither a coordinator nor progress for Timeouts::orphan() is ended, and an
+// agent without slice and coordinator ends after Timeouts::transport().
+//
 // Lease. A beat goes to the coordinator whenever every rank has beaten since the one before, so the
 // lease of a slice is that of its slowest rank.
 #pragma once
@@ -29,7 +34,10 @@ namespace maniple {
 struct AgentConfig {
   SliceId slice = 0;
   uint32_t ranks = 1;       // of the slice
-  uint64_t host = 0;        // failure domain
+  std::string host;         // failure domain
+  std::string address;      // numeric, for the ports of the ranks
+  uint32_t start = 1;       // number of the start; the coordinator refuses an earlier agent
+  int launcher = -1;        // a descriptor that ends when this process is to end; -1: none
   std::string coordinator;  // control address
   std::string token;
   std::vector<std::string> command;                              // that starts the slice
@@ -44,8 +52,9 @@ class Agent {
   explicit Agent(const AgentConfig& config);
   ~Agent();  // all processes of the slice are gone when it returns
 
-  // Serves until the job has ended or the process is asked to end (TERM, INT; TERM is also what the
-  // launcher's death sends). Returns the exit code: 0, or 75 when asked to end.
+  // Serves until the job has ended or the process is asked to end (TERM, INT, the end of `launcher`;
+  // TERM is also what the launcher's death sends). Returns the exit code: 0, 75 when asked to end, 80
+  // when the coordinator refused it or was not reached for long.
   int run();
 
  private:
@@ -56,6 +65,8 @@ class Agent {
     bool left = false;             // said farewell
   };
 
+  void watch_launcher();
+  void watch_coordinator();
   void hear_coordinator(std::string_view payload);
   void launch(Life life);
   void start_slice();
@@ -73,6 +84,7 @@ class Agent {
   void say_hello();
 
   void tick();
+  uint64_t progress() const;
   void reap();
   void watch_children();
 
@@ -82,6 +94,8 @@ class Agent {
   asio::io_context context_{1};
   asio::signal_set children_, stop_signals_;
   asio::steady_timer timer_;
+  asio::posix::stream_descriptor launcher_;
+  char from_launcher_ = 0;
   std::unique_ptr<ControlServer> server_;
   std::shared_ptr<ControlClient> coordinator_;
   ProcessTree tree_;
@@ -92,6 +106,11 @@ class Agent {
   bool ending_ = false;             // the slice was told to end
   bool job_over_ = false;           // the verdict is known
   Time kill_at_ = 0, hello_at_ = 0;
+  // In ticks, so that a pause of this host does not count.
+  Time ticks_ = 0;
+  Time silent_ticks_ = 0;  // nothing was heard of the coordinator
+  Time idle_ticks_ = 0;    // the slice got nowhere
+  uint64_t progress_ = 0;  // of the slice, at the last tick
   std::optional<int> result_;  // of run(); set when the job has ended or a signal came
 };
 

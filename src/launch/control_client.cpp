@@ -16,6 +16,10 @@ ControlClient::ControlClient(asio::io_context& context, const std::string& addre
 
 void ControlClient::start() { connect(); }
 
+void ControlClient::renew(const std::string& reason) {
+  if (welcomed_) lose(reason);
+}
+
 void ControlClient::connect() {
   dialing_ = std::make_shared<ControlSocket>(context_);
   timer_.expires_after(answer_);

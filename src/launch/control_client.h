@@ -25,7 +25,8 @@ class ControlClient : public std::enable_shared_from_this<ControlClient> {
                 Time retry, Time answer, Events events);
 
   void start();
-  void close();  // no more events
+  void renew(const std::string& reason);  // gives the connection up and connects again
+  void close();                           // no more events
   bool connected() const { return welcomed_; }
   void send(std::string frame);  // dropped while not connected
 

@@ -27,6 +27,24 @@ ControlProtocol::endpoint parse_control_address(const std::string& address) {
       address));
 }
 
+std::string control_address(const std::string& ip, uint16_t port) {
+  asio::error_code error;
+  const auto numeric = asio::ip::make_address(ip, error);
+  if (error)
+    throw ConfigError(
+        fmt::format("'{}' is no numeric address; write one such as 10.0.0.4 or fd00::4", ip));
+  return numeric.is_v6() ? fmt::format("tcp:[{}]:{}", ip, port) : fmt::format("tcp:{}:{}", ip, port);
+}
+
+std::string ip_of_control_address(const std::string& address) {
+  const ControlProtocol::endpoint at = parse_control_address(address);
+  asio::ip::tcp::endpoint tcp;
+  if (at.protocol().family() != AF_INET && at.protocol().family() != AF_INET6)
+    throw ConfigError(fmt::format("'{}' has no numeric address", address));
+  std::memcpy(tcp.data(), at.data(), std::min(at.size(), tcp.capacity()));
+  return tcp.address().to_string();
+}
+
 Connection::Connection(ControlSocket socket) : socket_(std::move(socket)) {
   const int on = 1;  // fails on sockets of the file system, where there is nothing to switch off
   setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

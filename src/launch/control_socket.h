@@ -19,6 +19,10 @@ using ControlSocket = ControlProtocol::socket;
 // "unix:/path" or "tcp:10.0.0.4:5000" (numeric, "tcp:[::1]:5000"). Throws ConfigError.
 ControlProtocol::endpoint parse_control_address(const std::string& address);
 
+// "tcp:IP:PORT"; and the IP of one. Throw ConfigError when it is no numeric address.
+std::string control_address(const std::string& ip, uint16_t port);
+std::string ip_of_control_address(const std::string& address);
+
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   struct Events {

@@ -6,7 +6,7 @@ namespace {
 constexpr uint8_t kVersion = 1;
 
 // The kinds differ in their first byte too, so none can be taken for another.
-enum class Kind : uint8_t { kHello = 0x48, kAnswer = 0x41, kLocal = 0x4c };
+enum class Kind : uint8_t { kHello = 0x48, kAnswer = 0x41, kLocal = 0x4c, kPulse = 0x50 };
 
 template <class T>
 std::string frame_of(Kind kind, const T& value) {
@@ -38,6 +38,8 @@ std::string encode_control_answer(const ControlAnswer& answer) {
 std::optional<ControlAnswer> decode_control_answer(std::string_view payload) {
   return value_of<ControlAnswer>(Kind::kAnswer, payload);
 }
+std::string encode_pulse() { return frame_of(Kind::kPulse, true); }
+bool is_pulse(std::string_view payload) { return value_of<bool>(Kind::kPulse, payload).has_value(); }
 std::string encode_local(const LocalMessage& message) { return frame_of(Kind::kLocal, message); }
 std::optional<LocalMessage> decode_local(std::string_view payload) {
   return value_of<LocalMessage>(Kind::kLocal, payload);

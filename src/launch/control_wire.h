@@ -23,7 +23,7 @@ struct ControlHello {
   std::string token;
   Role role = Role::kAgent;
   SliceId slice = 0;      // of an agent or a rank
-  Life life = 0;          // of a rank
+  Life life = 0;          // of a rank; of an agent: the number of its start
   uint32_t position = 0;  // of a rank
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
@@ -83,6 +83,10 @@ std::string encode_hello(const ControlHello& hello);
 std::optional<ControlHello> decode_control_hello(std::string_view payload);
 std::string encode_control_answer(const ControlAnswer& answer);
 std::optional<ControlAnswer> decode_control_answer(std::string_view payload);
+// An agent says it to the coordinator some times in a lease, whatever its slice does, and hears it
+// back: the line between them stands.
+std::string encode_pulse();
+bool is_pulse(std::string_view payload);
 std::string encode_local(const LocalMessage& message);
 std::optional<LocalMessage> decode_local(std::string_view payload);
 

@@ -14,6 +14,8 @@ CoordinatorShell::CoordinatorShell(const CoordinatorShellConfig& config)
     if (hello.role == Role::kAgent && hello.slice >= config_.job.num_slots())
       return fmt::format("there is no slice {}, the job has {} slots", hello.slice,
                          config_.job.num_slots());
+    if (hello.role == Role::kAgent && hello.life < starts_[hello.slice])
+      return fmt::format("a later agent of slice {} was started", hello.slice);
     return {};
   };
   events.arrived = [this](const ControlHello& hello, std::shared_ptr<Connection> connection) {
@@ -32,7 +34,8 @@ CoordinatorShell::~CoordinatorShell() {
 int CoordinatorShell::run() {
   // A burst of messages must not keep the clock from being looked at.
   constexpr int kMostHandlers = 10000;
-  perform(coordinator_->start(monotonic_now()));
+  now_ = heard_at_ = monotonic_now();
+  perform(coordinator_->start(now_));
   if (!coordinator_->history().epoch && config_.start > 0) feed(CheckpointPublished{config_.start});
   Time next_tick = monotonic_now();
   while (!over(monotonic_now())) {
@@ -41,11 +44,27 @@ int CoordinatorShell::run() {
     }
     report_dead_agents();
     const Time now = monotonic_now();
+    watch_agents(now);
     if (now < next_tick) continue;
     next_tick = now + config_.job.timeouts.tick();
     feed(Tick{});
   }
   return coordinator_->history().verdict->code;
+}
+
+// When time stands still, and when it goes on.
+void CoordinatorShell::watch_agents(Time now) {
+  const Timeouts& timeouts = config_.job.timeouts;
+  const bool silent = now - heard_at_ > timeouts.suspicion();
+  if (silent) {
+    if (!cut_off_ && !starts_.empty()) writer_.write_event("cut_off", "no agent is heard");
+    cut_off_ = true;
+    goes_on_at_.reset();
+  } else if (cut_off_ && !goes_on_at_) {
+    goes_on_at_ = now + timeouts.lease();
+  } else if (cut_off_ && now >= *goes_on_at_) {
+    cut_off_ = false;
+  }
 }
 
 // The job has ended, and who has to hear of it has had the time.
@@ -64,6 +83,8 @@ void CoordinatorShell::arrived(const ControlHello& hello,
     // The newer one: the other may be half dead.
     if (const auto old = agents_.find(slice); old != agents_.end()) old->second->close();
     agents_[slice] = connection;
+    starts_[slice] = hello.life;
+    heard_at_ = monotonic_now();
     met_agents_ = true;
     connection->listen(kLongestFrame,
                        {[this, slice](std::string_view payload) { hear_agent(slice, payload); },
@@ -85,6 +106,8 @@ std::optional<Envelope> CoordinatorShell::decode(std::string_view payload) {
 }
 
 void CoordinatorShell::hear_agent(SliceId slice, std::string_view payload) {
+  heard_at_ = monotonic_now();
+  if (is_pulse(payload)) return agents_.at(slice)->send(encode_pulse());
   const auto envelope = decode(payload);
   if (!envelope) return;
   if (envelope->slice == slice)
@@ -121,7 +144,8 @@ void CoordinatorShell::report_dead_agents() {
 }
 
 void CoordinatorShell::feed(const CoordinatorEvent& event) {
-  perform(coordinator_->on(event, monotonic_now()));
+  if (!cut_off_) now_ = monotonic_now();
+  perform(coordinator_->on(event, now_));
 }
 
 void CoordinatorShell::perform(const std::vector<CoordinatorAction>& actions) {

@@ -3,7 +3,9 @@
 //
 // Decisions are durable before anything that follows from them is sent. What the sockets hold is
 // always delivered before the next Tick, so a process that was held up hears its agents before it
-// judges them. A death at any instruction is repaired by starting it again with the same run
+// judges them. One that hears no agent at all is taken to be cut off itself: time stands still for
+// it until a lease after the first word, then all have fresh leases; training goes on meanwhile. A
+// death at any instruction is repaired by starting it again with the same run
 // folder.
 #pragma once
 
@@ -62,6 +64,7 @@ class CoordinatorShell {
   void hear_client(Role role, const std::shared_ptr<Connection>& from, std::string_view payload);
   std::optional<Envelope> decode(std::string_view payload);
   void report_dead_agents();
+  void watch_agents(Time now);
   void feed(const CoordinatorEvent& event);
   void perform(const std::vector<CoordinatorAction>& actions);
   void perform(const CoordinatorAction& action);
@@ -77,6 +80,11 @@ class CoordinatorShell {
   std::map<SliceId, std::shared_ptr<Connection>> agents_;
   std::shared_ptr<Connection> asking_;  // the operator whose request is being answered
   std::vector<SliceId> dead_agents_;    // as the launcher said, not yet examined
+  std::map<SliceId, uint32_t> starts_;  // number of the latest agent of a slot
+  Time now_ = 0;                        // the coordinator's time
+  Time heard_at_ = 0;                   // when the last word of any agent came
+  bool cut_off_ = false;                // time stands still
+  std::optional<Time> goes_on_at_;      // once an agent was heard again
   Time ended_at_ = 0;                   // when the verdict was there; 0: not yet
   bool met_agents_ = false;             // since then, or at that time
   Counters counters_;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #include "core/errors.h"
 #include "elastic/decision_log.h"
@@ -18,6 +19,19 @@
 namespace maniple {
 
 namespace {
+
+// The command with its environment, in this folder, on another host.
+std::vector<std::string> on_host(const LauncherConfig::Place& place, const ProcessCommand& command) {
+  std::vector<std::string> words = place.remote;
+  words.insert(words.end(), {"env", "--chdir=" + std::filesystem::current_path().string()});
+  for (const auto& [name, value] : command.environment) words.push_back(name + "=" + value);
+  words.insert(words.end(), command.arguments.begin(), command.arguments.end());
+  return words;
+}
+
+void close_input(int& input) {
+  if (input >= 0) ::close(std::exchange(input, -1));
+}
 
 // Whether the child has ended, within the time.
 bool await_end(pid_t child, Time most) {
@@ -53,8 +67,10 @@ Launcher::Launcher(const LauncherConfig& config)
 
 Launcher::~Launcher() {
   line_->close();
-  for (const pid_t pid : child_processes()) ::kill(pid, SIGTERM);
-  // Agents end their slices on TERM; what is left of those that do not is inherited here.
+  for (auto& [slice, agent] : agents_) close_input(agent.input);
+  for (const pid_t pid : child_processes())
+    if (!is_remote() || pid == coordinator_.pid) ::kill(pid, SIGTERM);
+  // Agents end their slices; what is left of those that do not is inherited here.
   const Time patience = monotonic_now() + config_.timeouts.lease();
   for (std::vector<pid_t> left; !(left = child_processes()).empty();) {
     if (!await_end(left.front(), patience - monotonic_now()))
@@ -86,16 +102,24 @@ void Launcher::start_coordinator() {
 }
 
 void Launcher::start_agent(SliceId slice) {
+  Child& agent = agents_[slice];
   ProcessCommand command;
   command.arguments = config_.agent;
   command.environment = {{kCoordinatorVariable, control_address_of(listener_)},
                          {kSliceVariable, fmt::format("{}", slice)},
-                         {kFolderVariable, folder_.path()}};
+                         {kStartVariable, fmt::format("{}", ++agent.starts)}};
+  if (is_remote()) {
+    const LauncherConfig::Place& place = config_.places.at(slice);
+    command.environment.push_back({kHostVariable, place.host});
+    command.arguments = on_host(place, command);
+  } else {
+    command.environment.push_back({kFolderVariable, folder_.path()});
+  }
   command.input = config_.token + "\n";
+  command.held = &agent.input;
   command.death_signal = SIGTERM;  // to end its slice, then itself
-  Child& agent = agents_[slice];
-  agent.pid = start_process(command);
   agent.started_at = monotonic_now();
+  agent.pid = start_process(command);
 }
 
 void Launcher::watch_children() {
@@ -116,10 +140,13 @@ void Launcher::watch_stop_signals() {
 
 void Launcher::tick() {
   reap();
-  if (stop_at_ != 0 && !ending_agents_) {
+  if (stop_at_ != 0 && agents_end_by_ == 0) {
     send(0, Control{3, Command::kStatus, 0});
     if (monotonic_now() >= stop_at_) end_agents();
   }
+  if (agents_end_by_ != 0 && monotonic_now() >= agents_end_by_)
+    for (const auto& [slice, agent] : agents_)
+      if (agent.pid != 0) ::kill(agent.pid, SIGKILL);
   timer_.expires_after(std::chrono::microseconds(config_.timeouts.beat()));
   timer_.async_wait([this](const asio::error_code& stopped) {
     if (!stopped) tick();
@@ -165,7 +192,7 @@ void Launcher::coordinator_ended(int wait_status) {
   if (!WIFSIGNALED(wait_status)) {
     if (const auto code = logged_verdict()) return end(*code);
   }
-  if (ending_agents_ || coordinator_.failures <= config_.max_failures) return;
+  if (agents_end_by_ != 0 || coordinator_.failures <= config_.max_failures) return;
   fmt::print(stderr, "the coordinator ended {} times in a row, the last time with {}\n",
              coordinator_.failures, exit_code_of(wait_status));
   end(exit_code_of(wait_status));
@@ -175,8 +202,12 @@ void Launcher::agent_ended(SliceId slice, int wait_status) {
   Child& agent = agents_.at(slice);
   const bool done = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
   count_failure(agent);
+  close_input(agent.input);
   agent.reported = false;
-  if (done || agent.failures > config_.max_failures) agent.start_at = 0;
+  if (done || (!is_remote() && agent.failures > config_.max_failures)) agent.start_at = 0;
+  if (is_remote() && !done && !result_ && agents_end_by_ == 0)
+    fmt::print(stderr, "the agent of slice {} on {} ended with {}; it is started again\n", slice,
+               config_.places.at(slice).host, exit_code_of(wait_status));
 }
 
 // Tells of deaths whose remains are gone, and starts again what is to run.
@@ -189,7 +220,7 @@ void Launcher::start_due() {
     send(slice, Exited{});
     agent.reported = true;
   }
-  if (ending_agents_) {
+  if (agents_end_by_ != 0) {
     if (agents_left) return;
     if (coordinator_.pid != 0)
       ::kill(coordinator_.pid, SIGTERM);  // everything that it knows is in its log
@@ -220,10 +251,12 @@ void Launcher::ask_to_stop() {
 }
 
 void Launcher::end_agents() {
-  if (ending_agents_) return;
-  ending_agents_ = true;
-  for (const auto& [slice, agent] : agents_)
-    if (agent.pid != 0) ::kill(agent.pid, SIGTERM);
+  if (agents_end_by_ != 0) return;
+  agents_end_by_ = monotonic_now() + config_.timeouts.orphan();
+  for (auto& [slice, agent] : agents_) {
+    close_input(agent.input);
+    if (agent.pid != 0 && !is_remote()) ::kill(agent.pid, SIGTERM);
+  }
 }
 
 void Launcher::end(int code) { result_ = code; }

@@ -1,5 +1,10 @@
-// The process that a person starts: it starts the coordinator and one agent per slot on this
-// machine, starts them again when they die, and gives the final verdict. One thread, the main one.
+// The process that a person starts: it starts the coordinator here and one agent per slot, here or
+// on other hosts, starts them again when they die, and gives the final verdict. One thread, the main
+// one.
+//
+// Another host is reached by a command such as ssh, which carries the agent's standard input and
+// ends with the agent. An agent hears of the launcher's end, or of the job's, by the end of its
+// input. Of a host that cannot be reached the launcher does not tire.
 //
 // It holds the coordinator's listening socket, so agents find a restarted coordinator at the same
 // address and wait in the socket meanwhile. As subreaper it inherits what a killed agent leaves
@@ -30,6 +35,12 @@ struct LauncherConfig {
   uint32_t num_slots = 1;
   // Programs and their arguments; they find the rest in the environment (below) and on stdin.
   std::vector<std::string> coordinator, agent;
+  // Of each slot its host and the words that start a command there. Empty: all slots are here.
+  struct Place {
+    std::string host;
+    std::vector<std::string> remote;
+  };
+  std::vector<Place> places;
   Timeouts timeouts;
   Time grace = 10 * kSecond;
   uint32_t max_failures = 10;  // deaths in a row, each within 5 leases of its start
@@ -37,8 +48,9 @@ struct LauncherConfig {
 
 constexpr char kListenerVariable[] = "MANIPLE_LISTENER";        // coordinator: a descriptor
 constexpr char kCoordinatorVariable[] = "MANIPLE_COORDINATOR";  // agent: control address
-constexpr char kFolderVariable[] = "MANIPLE_FOLDER";            // agent: for its private folder
-// and kSliceVariable for the agent's slot (launch/rank_environment.h)
+constexpr char kFolderVariable[] = "MANIPLE_FOLDER";            // agent here: for its private folder
+constexpr char kStartVariable[] = "MANIPLE_START";              // agent: how often it was started
+// and kSliceVariable for the agent's slot, elsewhere kHostVariable (launch/rank_environment.h)
 
 class Launcher {
  public:
@@ -54,7 +66,9 @@ class Launcher {
 
  private:
   struct Child {
-    pid_t pid = 0;  // 0: not running
+    pid_t pid = 0;   // 0: not running
+    int input = -1;  // an agent's: the end of its standard input that is held here
+    uint32_t starts = 0;
     uint32_t failures = 0;
     Time started_at = 0, start_at = 0;
     bool reported = true;  // the coordinator was told of the last death
@@ -62,6 +76,7 @@ class Launcher {
 
   void start_coordinator();
   void start_agent(SliceId slice);
+  bool is_remote() const { return !config_.places.empty(); }
   void reap();
   void coordinator_ended(int wait_status);
   void agent_ended(SliceId slice, int wait_status);
@@ -89,7 +104,7 @@ class Launcher {
   std::map<SliceId, Child> agents_;
   bool greeted_ = false;        // the coordinator was told to go on
   Time stop_at_ = 0;            // 0: no stop was asked for
-  bool ending_agents_ = false;  // they got TERM
+  Time agents_end_by_ = 0;      // 0: they were not asked to end
   std::optional<int> result_;
 };
 

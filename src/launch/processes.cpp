@@ -43,12 +43,16 @@ namespace {
   ::_exit(127);
 }
 
-// A pipe's end from which these bytes can be read, then the end of file. -1 for none.
-int readable(const std::string& bytes) {
+// A pipe's end from which these bytes can be read, then the end of file; with `held`, when that is
+// closed. -1 for none.
+int readable(const std::string& bytes, int* held) {
   int pipe[2];
   if (bytes.empty() || bytes.size() > 4096 || ::pipe2(pipe, O_CLOEXEC) != 0) return -1;
   [[maybe_unused]] const ssize_t n = ::write(pipe[1], bytes.data(), bytes.size());
-  ::close(pipe[1]);
+  if (held)
+    *held = pipe[1];
+  else
+    ::close(pipe[1]);
   return pipe[0];
 }
 
@@ -89,7 +93,7 @@ pid_t start_process(const ProcessCommand& command) {
   int report[2];
   if (::pipe2(report, O_CLOEXEC) != 0)
     throw IoError(fmt::format("cannot start a process: {}", std::strerror(errno)));
-  const int input = readable(command.input);
+  const int input = readable(command.input, command.held);
   const pid_t parent = ::getpid();
   const pid_t child = ::fork();
   if (child == 0)
@@ -102,9 +106,9 @@ pid_t start_process(const ProcessCommand& command) {
   if (child > 0 && ::read(report[0], &error, sizeof error) == sizeof error)
     ::waitpid(child, nullptr, 0);
   ::close(report[0]);
-  if (error != 0)
-    throw IoError(fmt::format("cannot start '{}': {}", command.arguments[0], std::strerror(error)));
-  return child;
+  if (error == 0) return child;
+  if (command.held && *command.held >= 0) ::close(std::exchange(*command.held, -1));
+  throw IoError(fmt::format("cannot start '{}': {}", command.arguments[0], std::strerror(error)));
 }
 
 std::vector<pid_t> child_processes() {
@@ -116,6 +120,15 @@ std::vector<pid_t> child_processes() {
     for (pid_t pid = 0; file >> pid;) result.push_back(pid);
   }
   return result;
+}
+
+int take_standard_input() {
+  const int taken = ::fcntl(0, F_DUPFD_CLOEXEC, 3);
+  const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (taken < 0 || nothing < 0 || ::dup2(nothing, 0) < 0)
+    throw IoError(fmt::format("cannot take standard input away: {}", std::strerror(errno)));
+  ::close(nothing);
+  return taken;
 }
 
 int exit_code_of(int wait_status) {

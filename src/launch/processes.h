@@ -23,6 +23,7 @@ struct ProcessCommand {
   int death_signal = SIGKILL;  // that the child gets when this process dies
   bool own_group = true;       // a process group of its own
   std::string input;           // what stdin holds, up to 4 KiB; empty: inherited
+  int* held = nullptr;         // gets the other end of stdin; else stdin ends behind `input`
   std::string output;          // file that stdout and stderr are appended to; empty: inherited
   std::vector<int> keep;       // descriptors that survive the exec
 };
@@ -31,6 +32,10 @@ pid_t start_process(const ProcessCommand& command);
 
 // Direct children of this process that were not reaped yet, adopted orphans included.
 std::vector<pid_t> child_processes();
+
+// The descriptor of standard input, which from now on is /dev/null for this process and for what it
+// starts. For a process that watches for the end of its input. Throws IoError.
+int take_standard_input();
 
 // 128 + signal when killed by one.
 int exit_code_of(int wait_status);

@@ -115,6 +115,8 @@ std::optional<RankControl::Config> RankControl::from_environment(uint32_t positi
   config.slice = static_cast<SliceId>(number(kSliceVariable));
   config.life = static_cast<Life>(number(kLifeVariable));
   config.position = position;
+  config.host = text(kHostVariable);
+  config.address = text(kAddressVariable);
   config.timeouts = Timeouts(number(kLeaseVariable));
   return config;
 }

@@ -28,6 +28,8 @@ class RankControl {
     SliceId slice = 0;
     Life life = 0;
     uint32_t position = 0;
+    std::string host;     // failure domain
+    std::string address;  // numeric, for the ports of this rank
     Timeouts timeouts;
   };
   // From the environment that the agent made (launch/rank_environment.h); nothing without one.

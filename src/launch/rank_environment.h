@@ -1,4 +1,5 @@
-// What an agent puts into the environment of its slice's processes, beside a TMPDIR of their own.
+// What an agent puts into the environment of its slice's processes, beside a TMPDIR of their own;
+// some of it stands in the agent's already (launch/launcher.h).
 #pragma once
 
 namespace maniple {
@@ -7,6 +8,8 @@ constexpr char kAgentVariable[] = "MANIPLE_AGENT";       // control address of t
 constexpr char kTokenVariable[] = "MANIPLE_TOKEN_FILE";  // mode 0600
 constexpr char kSliceVariable[] = "MANIPLE_SLICE";
 constexpr char kLifeVariable[] = "MANIPLE_LIFE";
+constexpr char kHostVariable[] = "MANIPLE_HOST";         // failure domain: the host's name
+constexpr char kAddressVariable[] = "MANIPLE_ADDRESS";   // numeric, for the ports of the ranks
 constexpr char kLeaseVariable[] = "MANIPLE_LEASE_US";
 
 }  // namespace maniple

@@ -49,12 +49,6 @@ Fingerprint fingerprint_of(const at::Tensor& t, uint64_t key) {
   return fingerprint_of({static_cast<const char*>(host.const_data_ptr()), host.nbytes()}, key);
 }
 
-uint64_t host_id() {
-  char name[256] = "";
-  ::gethostname(name, sizeof name - 1);
-  return hash_name(name);
-}
-
 class ElasticSlice {
  public:
   ElasticSlice(const Config& config, TrainedModel& model, ProcessMesh& mesh, TrainStep& step,
@@ -157,7 +151,7 @@ ElasticSlice::ElasticSlice(const Config& config, TrainedModel& model, ProcessMes
       line_config_(line),
       layout_(layout),
       injector_(config.faults, line.slice, line.life, mesh.position(), step, model),
-      listener_(link_progress_, "127.0.0.1", 0, line.token) {}
+      listener_(link_progress_, line.address, 0, line.token) {}
 
 // --- Beginning -----------------------------------------------------------------------------------
 
@@ -193,7 +187,7 @@ std::string ElasticSlice::gather_addresses() {
   mesh_.in_slice().all_gather(mine, all);
   std::string text;
   for (int64_t i = 0; i < all.numel(); ++i)
-    text += fmt::format("{}127.0.0.1:{}", i ? "," : "", all[i].item<int64_t>());
+    text += fmt::format("{}{}:{}", i ? "," : "", line_config_.address, all[i].item<int64_t>());
   return text;
 }
 
@@ -217,7 +211,7 @@ void ElasticSlice::connect_control(const Fingerprint& build) {
     MembershipConfig membership;
     membership.last_step = config_.train.steps;
     membership.registration = Register{
-        build, hash_name(config_to_yaml(config_)), host_id(), addresses};
+        build, hash_name(config_to_yaml(config_)), hash_name(line_config_.host), addresses};
     SliceControl::Events events;
     events.halt = [this](EpochNumber epoch) { halt(epoch); };
     events.waits_for = [this] { return waits_for(); };

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -14,6 +15,7 @@
 #include "launch/agent.h"
 #include "launch/clock.h"
 #include "launch/coordinator_shell.h"
+#include "launch/hosts.h"
 #include "launch/job_token.h"
 #include "launch/launcher.h"
 #include "metrics/console.h"
@@ -36,12 +38,42 @@ Timeouts timeouts_of(const Config& config) {
 std::string control_path(const std::string& run_dir) { return run_dir + "/elastic/control"; }
 
 std::string self() { return "/proc/self/exe"; }
+// For other processes and hosts.
+std::string program() { return std::filesystem::read_symlink(self()).string(); }
 
 std::string variable(const char* name) {
   const char* value = std::getenv(name);
   if (!value)
     throw UsageError(fmt::format("{} is not set: this command is started by maniple launch", name));
   return value;
+}
+
+std::string variable_or(const char* name, const std::string& otherwise) {
+  const char* value = std::getenv(name);
+  return value ? value : otherwise;
+}
+
+// Where the slices run and how an agent is started there; nothing without a list of hosts.
+std::vector<LauncherConfig::Place> place_agents(const Config& config, uint32_t num_slots) {
+  std::vector<LauncherConfig::Place> places;
+  if (config.elastic.hosts.empty()) return places;
+  for (const std::string& host : place_slots(parse_hosts(config.elastic.hosts), num_slots))
+    places.push_back({host, remote_words(config.elastic.remote, host)});
+  check_plain_word(program(), "the program");
+  check_plain_word(config.run.dir, "run.dir");
+  check_plain_word(std::filesystem::current_path().string(), "the current folder");
+  return places;
+}
+
+std::string listening_address(const Config& config) {
+  std::string address = config.elastic.address;
+  if (address.empty())
+    address = config.elastic.hosts.empty() ? "127.0.0.1" : address_for(parse_hosts(config.elastic.hosts));
+  try {
+    return control_address(address, 0);
+  } catch (const ConfigError& error) {
+    throw ConfigError(fmt::format("elastic.address: {}", error.what()));
+  }
 }
 
 std::vector<TableSection> job_table(const Config& config, const BlockLayout& layout) {
@@ -144,6 +176,11 @@ ExitCode launch_job(Config config) {
   const ModelConfig model = resolve_model(config.model);
   check_mesh(model, shape);
   const BlockLayout layout = block_layout(config);
+  LauncherConfig launcher;
+  launcher.run_dir = config.run.dir;
+  launcher.num_slots = static_cast<uint32_t>(config.parallel.slices + config.elastic.spares);
+  launcher.places = place_agents(config, launcher.num_slots);
+  launcher.address = listening_address(config);
   // What every slice would refuse is refused here, before any is started.
   const auto rows = attach_targets(
       config, model, open_row_source(config.data, config.batch.seq_len, model.vocab_size, config.run.seed));
@@ -162,12 +199,9 @@ ExitCode launch_job(Config config) {
   const std::string resolved = config.run.dir + kResolved;
   write_file_atomic(resolved, config_to_yaml(config));
 
-  LauncherConfig launcher;
-  launcher.run_dir = config.run.dir;
   launcher.token = make_job_token();
-  launcher.num_slots = static_cast<uint32_t>(config.parallel.slices + config.elastic.spares);
   launcher.coordinator = {self(), "coordinator", resolved};
-  launcher.agent = {self(), "agent", resolved};
+  launcher.agent = {launcher.places.empty() ? self() : program(), "agent", resolved};
   launcher.timeouts = timeouts_of(config);
   Launcher job(launcher);
   const std::string control = control_path(config.run.dir);
@@ -226,15 +260,17 @@ ExitCode run_agent(const Config& config, const std::string& config_path) {
   const std::string slice = variable(kSliceVariable);
   agent.slice = static_cast<SliceId>(std::atoi(slice.c_str()));
   agent.ranks = static_cast<uint32_t>(slice_shape(config, 0).slice_size);
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
-  agent.host = hash_name(host);
+  agent.start = static_cast<uint32_t>(std::atoi(variable(kStartVariable).c_str()));
+  char own_name[256] = "";
+  ::gethostname(own_name, sizeof own_name - 1);
+  agent.host = variable_or(kHostVariable, own_name);
   agent.coordinator = variable(kCoordinatorVariable);
+  agent.address = config.elastic.interface.empty()
+                      ? address_towards(ip_of_control_address(agent.coordinator))
+                      : address_of_interface(config.elastic.interface);
   agent.token = read_job_token("-");
   agent.command = {config.elastic.mpirun, "-n",        std::to_string(agent.ranks),
-                   "/proc/self/exe",      "train", config_path};
-  char program[4096] = "";
-  if (::readlink("/proc/self/exe", program, sizeof program - 1) > 0) agent.command[3] = program;
+                   program(),             "train", config_path};
   // Settings of Open MPI 4 (ORTE) and 5 (PRRTE); other libraries ignore them. No limit on ranks per
   // processor, no binding of all slices to the same ones, waits that yield, and no patience with
   // the siblings of a dead rank.
@@ -251,7 +287,8 @@ ExitCode run_agent(const Config& config, const std::string& config_path) {
                              "PRTE_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"})
       agent.environment.push_back({name, "1"});
   agent.output = fmt::format("{}/logs/slice-{}.log", config.run.dir, slice);
-  agent.folder = variable(kFolderVariable);
+  agent.folder = variable_or(kFolderVariable, "");
+  agent.launcher = take_standard_input();
   agent.timeouts = timeouts_of(config);
   return static_cast<ExitCode>(Agent(agent).run());
 }

@@ -8,6 +8,10 @@ import socket
 import subprocess
 import time
 
+import relay
+from job import Skipped, read
+from stalled_thread import StalledThread
+
 ROWS = []  # (row, name, function, options)
 
 
@@ -20,6 +24,12 @@ def fault(row, **options):
 
 def ended(job, slice, count=1):
     return sum(f"slice {slice} life" in e["text"] for e in job.events("slice_ended")) >= count
+
+
+def only_dropped(job, slice):
+    """No other slice was dropped or ended before the job did."""
+    gone = [e["text"] for name in ("slice_dropped", "slice_ended") for e in job.events(name)]
+    return all(text.startswith(f"slice {slice} ") for text in gone)
 
 
 @fault("F1", short=True)
@@ -106,6 +116,20 @@ def slice_stopped_beyond_the_lease(job, draw):
     job.until_epochs(2)
     for pid in pids:
         job.send(pid, signal.SIGCONT)
+
+
+@fault("F7", steps=200)
+def training_thread_hangs(job, draw):
+    """its slice, whose heart goes on beating, is dropped at the hang limit, and no other"""
+    job.until_step(5)
+    victim = draw.randrange(4)
+    began = time.monotonic()
+    thread = StalledThread(job.pid("train", victim, draw.randrange(2)))
+    job.until(thread.ended, 60, "its end")
+    seconds = time.monotonic() - began
+    job.until_epochs(2)
+    assert seconds > 2.5, f"dropped after {seconds:.1f} s: silence, not a hang"
+    assert only_dropped(job, victim), f"dropped: {job.events('slice_dropped')}"
 
 
 @fault("F12", short=True)
@@ -209,6 +233,32 @@ def launcher_killed_and_job_started_again(job, draw):
     time.sleep(1.5)
     assert not job.processes(), f"left: {job.processes()}"
     job.start()
+
+
+@fault("F19", overrides=["checkpoint.every=20"], steps=300)
+def disk_full_while_saving(job, draw):
+    """training goes on, the logs warn, a later checkpoint is good"""
+    folder = job.run + "/checkpoints"
+    os.makedirs(folder)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", folder], stderr=subprocess.DEVNULL).returncode:
+        raise Skipped("a small file system cannot be mounted here")
+    try:
+        with open(folder + "/.filler", "wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(bytes(4096))
+            except OSError:
+                pass  # the disk is full
+        warned = lambda: "warning: no checkpoint of step" in "".join(read(f"{job.run}/logs/slice-{s}.log") for s in range(4))
+        job.until(warned, 60, "the warning")
+        os.remove(folder + "/.filler")
+        job.until_event("checkpoint")
+        job.wait()
+        newest = sorted(f for f in os.listdir(folder) if f.startswith("step-"))[-1]
+        subprocess.run([job.program, "verify", folder + "/" + newest], check=True, stdout=subprocess.DEVNULL)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+    assert len(job.epochs()) == 1, "the epoch was changed"
 
 
 @fault("F20", overrides=["checkpoint.every=10", "checkpoint.keep=3"])
@@ -321,6 +371,127 @@ def random_bytes_on_every_port(job, draw):
     assert len(job.epochs()) == 1, "the epoch was changed"
 
 
+@fault("F9", hosts=4, slow=True, steps=40)
+def network_delayed_and_stalled(job, draw):
+    """50 ms from host to host, now and then 200 ms: slower, nobody is dropped"""
+    job.wait(600)
+    assert not job.events("slice_dropped") and len(job.epochs()) == 1, "the epoch was changed"
+
+
+@fault("F10", hosts=4, steps=300)
+def one_host_cut_off(job, draw):
+    """its slice is dropped at the lease, the others go on; it comes back behind the cut"""
+    job.until_step(5)
+    victim = job.network.hosts[2]
+    job.network.cut(victim)
+    job.until_epochs(2)
+    time.sleep(draw.uniform(0, 4))
+    job.network.heal(victim)
+    job.until_epochs(3)
+    assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
+
+
+@fault("F10", hosts=4, steps=300)
+def one_host_cannot_send(job, draw):
+    """its slice is dropped, never one of the others"""
+    job.until_step(5)
+    victim = job.network.hosts[1]
+    job.network.cut_one_way(victim, towards=False)
+    job.until_epochs(2)
+    job.network.heal_one_way(victim, towards=False)
+    job.until_epochs(3)
+    assert only_dropped(job, 1), f"dropped: {job.events('slice_dropped')}"
+
+
+@fault("F10", hosts=4, steps=300)
+def one_host_cannot_hear(job, draw):
+    """its slice is dropped, never one of the others"""
+    job.until_step(5)
+    victim = job.network.hosts[3]
+    job.network.cut_one_way(victim, towards=True)
+    job.until_epochs(2)
+    job.network.heal_one_way(victim, towards=True)
+    job.until_epochs(3)
+    assert only_dropped(job, 3), f"dropped: {job.events('slice_dropped')}"
+
+
+@fault("F11", hosts=4, steps=400)
+def coordinator_cut_off_from_all(job, draw):
+    """training goes on in the same epoch; when the cut is over, its rows arrive"""
+    job.until_step(5)
+    job.network.cut(job.network.head)
+    time.sleep(3 + draw.uniform(0, 3))
+    heard = job.last_step()
+    job.until(lambda: min(job.commits(slice) for slice in range(4)) > heard + 20, 120, "20 steps without a coordinator")
+    assert job.last_step() == heard, "the coordinator was not cut off"
+    job.network.heal(job.network.head)
+    job.until(lambda: job.last_step() > heard + 20, 60, "the rows of the cut")
+    assert len(job.epochs()) == 1 and not job.events("slice_dropped"), "the epoch was changed"
+
+
+def preload_clock_jumps(program, common):
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clock_jumps.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", "clock_jumps.so", source], check=True)
+
+
+@fault("F31", before=preload_clock_jumps, environment={"LD_PRELOAD": "./clock_jumps.so"}, steps=300,
+       overrides=["checkpoint.every=10"])
+def clocks_jump_by_an_hour(job, draw):
+    """nothing happens"""
+    job.wait()
+    hours = {e["time"][11:13] for e in job.events()}
+    assert len(hours) >= 2, f"the clock did not jump: {hours}"
+    assert not job.events("slice_dropped") and len(job.epochs()) == 1, "the epoch was changed"
+
+
+def move(job, group):
+    """All processes of the job into a control group; until no new ones are found outside."""
+    for _ in range(3):
+        for pid, _, _ in job.processes():
+            try:
+                with open(group + "/cgroup.procs", "w") as file:
+                    file.write(str(pid))
+            except ProcessLookupError:
+                pass
+
+
+@fault("F34", steps=300)
+def processor_time_cut_to_a_tenth(job, draw):
+    """for 20 s: slower, nobody is dropped"""
+    job.until_step(5)
+    group = f"/sys/fs/cgroup/cpu/maniple-{os.getpid()}"
+    try:
+        os.mkdir(group)
+        with open(group + "/cpu.cfs_quota_us", "w") as file:
+            file.write(str(len(os.sched_getaffinity(0)) * 10000))  # of 100,000 us
+    except OSError as error:
+        raise Skipped(f"no cgroup for processor time can be made here: {error}")
+    try:
+        move(job, group)
+        step, began = job.last_step(), time.monotonic()
+        while time.monotonic() < began + 20:
+            time.sleep(0.5)
+        print(f"       {job.last_step() - step} steps in 20 s", flush=True)
+    finally:
+        move(job, os.path.dirname(group))
+        os.rmdir(group)
+    job.wait()
+    assert not job.events("slice_dropped") and len(job.epochs()) == 1, "the epoch was changed"
+
+
+@fault("F35", hosts=4, steps=300)
+def host_loses_power(job, draw):
+    """its slice is dropped at the lease; it comes back with the power"""
+    job.until_step(5)
+    victim = draw.randrange(4)
+    job.network.power_off(job.network.hosts[victim])
+    job.until_epochs(2)
+    time.sleep(2)
+    job.network.power_on(job.network.hosts[victim])
+    job.until_epochs(3)
+    assert only_dropped(job, victim), f"dropped: {job.events('slice_dropped')}"
+
+
 @fault("F36")
 def coordinator_stopped_for_three_leases(job, draw):
     """nobody is dropped, training never stops"""
@@ -331,6 +502,62 @@ def coordinator_stopped_for_three_leases(job, draw):
     job.send(pid, signal.SIGCONT)
     job.until_step(40)
     assert not job.events("slice_dropped"), "a slice was dropped"
+
+
+@fault("hosts", far=4, short=True, steps=300)
+def ssh_to_a_host_killed(job, draw):
+    """the agent there sees its input end and ends its slice; it is started again"""
+    job.until_step(5)
+    assert job.kill(relay.__file__, 2), "nothing was killed"
+    job.until_epochs(3)
+    assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
+    token = open(job.run + "/elastic/control").read().split()[1]
+    for pid, _, _ in job.processes():
+        for name in ("cmdline", "environ"):
+            assert token not in read(f"/proc/{pid}/{name}"), f"the token is in the {name} of process {pid}"
+
+
+@fault("hosts", far=4, steps=300)
+def ssh_to_a_host_killed_and_the_host_does_not_notice(job, draw):
+    """the agent that is started instead is taken; the old one is refused and ends its slice"""
+    job.until_step(5)
+    old = job.pid("agent", 2)
+    job.network.deaf = True
+    assert job.kill(relay.__file__, 2), "nothing was killed"
+    job.until(lambda: old not in [pid for pid, _, _ in job.processes()], 60, "the end of the old agent")
+    job.network.deaf = False
+    job.until_epochs(3)
+    assert "a later agent of slice 2 was started" in read(job.network.output), "it was not refused"
+    assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
+
+
+@fault("hosts", far=4, overrides=["checkpoint.every=10"])
+def agent_on_a_host_killed(job, draw):
+    """as an agent here"""
+    job.until_step(5)
+    job.kill("agent", draw.randrange(4))
+    job.until_epochs(2)
+
+
+@fault("hosts", far=4, overrides=["checkpoint.every=10"])
+def launcher_killed_and_job_on_hosts_started_again(job, draw):
+    """no orphan on any host; the same command goes on from the newest checkpoint"""
+    job.until_step(25)
+    job.process.kill()
+    job.process.wait()
+    time.sleep(1.5)
+    assert not job.processes(), f"left: {job.processes()}"
+    job.start()
+
+
+@fault("hosts", far=4, overrides=["checkpoint.every=50"])
+def job_on_hosts_stopped_by_term_and_started_again(job, draw):
+    """a checkpoint at a step boundary, exit code 75, no orphan on any host"""
+    job.until_step(20)
+    job.process.terminate()
+    assert job.wait(60) == 75, "TERM ends with 75"
+    assert not job.processes(), f"left: {job.processes()}"
+    job.start()
 
 
 @fault("stop", short=True, overrides=["checkpoint.every=50"])

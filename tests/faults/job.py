@@ -23,19 +23,26 @@ def lines(path):
             pass  # being written
 
 
-class Job:
-    """`overrides`: dotted config overrides of tests/faults/tiny.yaml."""
+class Skipped(Exception):
+    """A scenario cannot be played on this machine."""
 
-    def __init__(self, program, config, run, overrides=()):
+
+class Job:
+    """`overrides`: dotted config overrides of tests/faults/tiny.yaml. `network`: the hosts
+    of the slices, slice n on host n (network.py, relay.py); without one all run here."""
+
+    def __init__(self, program, config, run, overrides=(), network=None, environment=None):
         self.program, self.config, self.run = program, config, run
-        self.overrides = list(overrides)
+        self.network = network
+        self.environment = {**os.environ, **(environment or {})}
+        self.overrides = [*overrides, *(network.overrides() if network else ())]
         self.process = None
 
     def start(self):
         self.output = open(self.run + ".out", "ab")
         self.process = subprocess.Popen(
-            [self.program, "launch", self.config, "run.dir=" + self.run, *self.overrides],
-            stdout=self.output, stderr=subprocess.STDOUT)
+            [*(self.network.prefix() if self.network else ()), self.program, "launch", self.config, "run.dir=" + self.run, *self.overrides],
+            stdout=self.output, stderr=subprocess.STDOUT, env=self.environment)
         return self
 
     def wait(self, seconds=120):
@@ -94,6 +101,10 @@ class Job:
         """Numbers of the epochs that have trained."""
         return sorted({int(e["text"].split()[1]) for e in self.events("run")})
 
+    def commits(self, slice):
+        """The last step that the slice has committed."""
+        return max((e["step"] for e in self.journal(slice) if e["event"] == "commit"), default=0)
+
     def journal(self, slice):
         return list(lines(f"{self.run}/elastic/slice-{slice}.jsonl"))
 
@@ -105,13 +116,13 @@ class Job:
             time.sleep(0.005)
 
     def until_step(self, step):
-        self.until(lambda: self.last_step() >= step, 90, f"step {step}")
+        self.until(lambda: self.last_step() >= step, 180, f"step {step}")
 
     def until_epochs(self, count):
-        self.until(lambda: len(self.epochs()) >= count, 90, f"{count} epochs")
+        self.until(lambda: len(self.epochs()) >= count, 180, f"{count} epochs")
 
     def until_event(self, name, count=1):
-        self.until(lambda: len(self.events(name)) >= count, 90, f"{count} x {name}")
+        self.until(lambda: len(self.events(name)) >= count, 180, f"{count} x {name}")
 
 
 # Numbers that must have the same bits as in the run without faults (invariant I1).

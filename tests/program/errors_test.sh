@@ -69,6 +69,15 @@ wrong 78 "parallel.slices" parallel.slices=2
 wrong 78 "ep=3" parallel.ep=3
 wrong 78 "batch.units" parallel.slices=13
 wrong 78 "run.device=cuda" run.device=cuda
+wrong_hosts() { expect 78 "$1" launch tiny.yaml run.dir=wrong parallel.slices=2 "${@:2}"; }
+wrong_hosts "'b:0' is no host" elastic.hosts=a,b:0
+wrong_hosts "'-oProxyCommand=x' is no host" elastic.hosts=-oProxyCommand=x
+wrong_hosts "'a' stands there twice" elastic.hosts=a,a
+wrong_hosts "room for 1 slices and the job has 2" elastic.hosts=a:1
+wrong_hosts "{host}" elastic.hosts=a,b elastic.remote=ssh
+wrong_hosts "set elastic.address" elastic.hosts=a.invalid,b.invalid
+wrong_hosts "'b.invalid' is no numeric address" elastic.hosts=a,b elastic.address=b.invalid
+wrong_hosts "use letters" elastic.hosts=a,b elastic.address=127.0.0.1 run.dir="'wrong; folder'"
 wrong 78 "moe.dispatcher" moe.dispatcher=broadcast
 wrong 78 "gpt5" model.preset=gpt5
 wrong 78 "vocab_size" model.vocab_size=256

@@ -45,11 +45,14 @@ int be_agent(const Settings& settings) {
   AgentConfig config;
   config.slice = static_cast<SliceId>(std::atoi(std::getenv(kSliceVariable)));
   config.ranks = settings.ranks;
-  config.host = config.slice;
+  config.host = fmt::format("{}", config.slice);
+  config.address = "127.0.0.1";
+  config.start = static_cast<uint32_t>(std::atoi(std::getenv(kStartVariable)));
   config.coordinator = std::getenv(kCoordinatorVariable);
   config.token = read_job_token("-");
   config.command = {self(), "slice"};
   config.folder = std::getenv(kFolderVariable);
+  config.launcher = take_standard_input();
   config.timeouts = Timeouts(settings.lease);
   return Agent(config).run();
 }

@@ -31,12 +31,12 @@ class Leader {
   Leader(const Settings& settings, const RankControl::Config& line)
       : settings_(settings),
         line_(line),
-        listener_(progress_, "127.0.0.1", 0, line.token),
+        listener_(progress_, line.address, 0, line.token),
         history_(settings.run_dir + "/history", std::ios::app) {
     MembershipConfig membership;
     membership.last_step = settings.steps;
     membership.registration =
-        Register{{1, 2}, 7, line.slice, fmt::format("127.0.0.1:{}", listener_.port())};
+        Register{{1, 2}, 7, line.slice, fmt::format("{}:{}", line.address, listener_.port())};
     SliceControl::Events events;
     events.halt = [this](EpochNumber epoch) { halt(epoch); };
     events.waits_for = [this]() -> std::optional<SliceId> {
