@@ -18,17 +18,21 @@ constexpr TargetKind kKinds[] = {TargetKind::kTopK, TargetKind::kCounts, TargetK
 
 class BitWriter {
  public:
-  void put(uint64_t value, int bits) {
+  void put(uint64_t value, int bits) {  // bits <= 32
     pending_ |= value << held_;
-    for (held_ += bits; held_ >= 8; held_ -= 8, pending_ >>= 8)
-      bytes_ += static_cast<char>(pending_ & 0xff);
+    held_ += bits;
+    if (held_ >= 32) flush(4), held_ -= 32, pending_ >>= 32;
   }
   std::string finish() {
-    if (held_ > 0) bytes_ += static_cast<char>(pending_);
+    flush((held_ + 7) / 8);
     return std::move(bytes_);
   }
 
  private:
+  void flush(int bytes) {  // the machine is little-endian (teacher_shard.cpp)
+    bytes_.append(reinterpret_cast<const char*>(&pending_), static_cast<size_t>(bytes));
+  }
+
   std::string bytes_;
   uint64_t pending_ = 0;
   int held_ = 0;

@@ -1,6 +1,7 @@
 #include "interop/compressed_tensors.h"
 
 #include "core/errors.h"
+#include "core/text.h"
 
 namespace maniple {
 namespace {
@@ -74,7 +75,7 @@ void check_quantization_config(const json& section, const std::string& path) {
     throw DataError(
         fmt::format("reading {}: its quantization_config {}; only compressed-tensors "
                     "pack-quantized with symmetric int4 weights is supported",
-                    path, why));
+                    path, one_line(why)));
   };
   const auto text = [&](const json& object, const char* key) -> std::string {
     return object.is_object() && object.contains(key) && object[key].is_string()

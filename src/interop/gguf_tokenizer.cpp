@@ -1,10 +1,10 @@
 #include "interop/gguf_tokenizer.h"
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "core/errors.h"
-#include "core/files.h"
+#include "core/text.h"
+#include "interop/json_file.h"
 
 namespace maniple {
 namespace {
@@ -39,13 +39,26 @@ GgufMetadata metadata(const std::string& pre, std::vector<std::string> tokens,
           {"tokenizer.ggml.merges", std::move(merges)}};
 }
 
+// Fields of an object, or what stands for one that is missing or of another type.
+std::string text(const json& object, const char* key) {
+  const auto field = object.find(key);
+  return field != object.end() && field->is_string() ? field->get<std::string>() : "";
+}
+bool flag(const json& object, const char* key, bool otherwise) {
+  const auto field = object.find(key);
+  return field != object.end() && field->is_boolean() ? field->get<bool>() : otherwise;
+}
+bool is_list(const json& object, const char* key) {
+  return object.contains(key) && object[key].is_array();
+}
+
 // All pre-tokenizers of a tokenizer.json, those in a sequence one by one.
 std::vector<json> pre_tokenizers(const json& tokenizer) {
   const json pre = tokenizer.value("pre_tokenizer", json());
   if (!pre.is_object()) return {};
-  if (pre.value("type", "") != "Sequence") return {pre};
-  const json list = pre.value("pretokenizers", json::array());
-  return {list.begin(), list.end()};
+  if (text(pre, "type") != "Sequence") return {pre};
+  if (!is_list(pre, "pretokenizers")) return {};
+  return {pre["pretokenizers"].begin(), pre["pretokenizers"].end()};
 }
 
 // llama.cpp knows splitting rules by name. "": not byte-level.
@@ -54,12 +67,12 @@ std::string pre_name(const json& tokenizer, std::string* warning) {
   std::string regex;
   for (const json& pre : pre_tokenizers(tokenizer)) {
     if (!pre.is_object()) continue;
-    if (pre.value("type", "") == "ByteLevel") {
+    if (text(pre, "type") == "ByteLevel") {
       byte_level = true;
-      split_by_gpt2 = pre.value("use_regex", true);
+      split_by_gpt2 = flag(pre, "use_regex", true);
     }
-    if (pre.value("type", "") == "Split" && pre.contains("pattern") && pre["pattern"].is_object())
-      regex = pre["pattern"].value("Regex", "");
+    if (text(pre, "type") == "Split" && pre.contains("pattern") && pre["pattern"].is_object())
+      regex = text(pre["pattern"], "Regex");
   }
   if (!byte_level) return "";
   const std::string words = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
@@ -75,11 +88,14 @@ std::string pre_name(const json& tokenizer, std::string* warning) {
   return "default";
 }
 
-// Integer ids of config.json, the first where there is a list.
-void add_special(const json& config, const char* field, const char* key, GgufMetadata& out) {
+// Ids of config.json, the first where there is a list. Configs name padding that is no id (-1) or
+// that the vocabulary lacks: those are left out.
+void add_special(const json& config, const char* field, const char* key, int64_t vocab_size,
+                 GgufMetadata& out) {
   json id = config.value(field, json());
   if (id.is_array() && !id.empty()) id = id[0];
-  if (id.is_number_unsigned()) out.emplace_back(key, id.get<uint32_t>());
+  if (id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(vocab_size))
+    out.emplace_back(key, id.get<uint32_t>());
 }
 
 }  // namespace
@@ -111,14 +127,13 @@ GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std
         "it";
     return {};
   }
-  const json tokenizer = json::parse(read_file(path, "tokenizer"), nullptr, false);
+  const json tokenizer = read_json_object(path, "tokenizer");
   const auto fail = [&](const std::string& why) {
-    throw DataError(fmt::format("reading {}: {}", path, why));
+    throw DataError(fmt::format("reading {}: {}", path, one_line(why)));
   };
-  if (!tokenizer.is_object()) fail("it is not a JSON object");
   const json model = tokenizer.value("model", json());
   const bool bpe = model.is_object() && model.contains("vocab") && model["vocab"].is_object() &&
-                   model.contains("merges") && model["merges"].is_array();
+                   is_list(model, "merges");
   const std::string pre = bpe ? pre_name(tokenizer, warning) : "";
   if (pre.empty()) {
     *warning =
@@ -137,11 +152,11 @@ GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std
     types[id.get<uint64_t>()] = type;
   };
   for (const auto& [token, id] : model["vocab"].items()) put(id, token, kNormal);
-  for (const json& added : tokenizer.value("added_tokens", json::array())) {
-    if (!added.is_object() || !added.contains("content") || !added["content"].is_string())
+  for (const json& added : is_list(tokenizer, "added_tokens") ? tokenizer["added_tokens"] : json()) {
+    if (!added.is_object() || text(added, "content").empty())
       fail("an entry of added_tokens has no content");
-    put(added.value("id", json()), added["content"].get<std::string>(),
-        added.value("special", false) ? kControl : kUserDefined);
+    put(added.value("id", json()), text(added, "content"),
+        flag(added, "special", false) ? kControl : kUserDefined);
   }
   for (int64_t id = 0; id < vocab_size; ++id)
     if (tokens[id].empty()) tokens[id] = fmt::format("[PAD{}]", id);
@@ -156,13 +171,11 @@ GgufMetadata folder_tokenizer(const std::string& folder, int64_t vocab_size, std
   }
   GgufMetadata out = metadata(pre, std::move(tokens), std::move(types), std::move(merges));
   if (std::filesystem::exists(folder + "/config.json")) {
-    const json config =
-        json::parse(read_file(folder + "/config.json", "model config"), nullptr, false);
-    if (config.is_object()) {
-      add_special(config, "bos_token_id", "tokenizer.ggml.bos_token_id", out);
-      add_special(config, "eos_token_id", "tokenizer.ggml.eos_token_id", out);
-      add_special(config, "pad_token_id", "tokenizer.ggml.padding_token_id", out);
-    }
+    const json config = read_json_object(folder + "/config.json", "model config");
+    for (const auto& [field, key] : {std::pair("bos_token_id", "tokenizer.ggml.bos_token_id"),
+                                     std::pair("eos_token_id", "tokenizer.ggml.eos_token_id"),
+                                     std::pair("pad_token_id", "tokenizer.ggml.padding_token_id")})
+      add_special(config, field, key, vocab_size, out);
   }
   out.emplace_back("tokenizer.ggml.add_bos_token", false);
   return out;

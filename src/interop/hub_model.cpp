@@ -7,6 +7,7 @@
 #include "core/files.h"
 #include "interop/compressed_tensors.h"
 #include "interop/gguf_model.h"
+#include "interop/json_file.h"
 #include "interop/safetensors.h"
 
 namespace maniple {
@@ -44,9 +45,7 @@ HubModel open_hub_model(const std::string& path) {
   }
   const std::string config_path = path + "/config.json";
   HubModel model;
-  model.config = nlohmann::json::parse(read_file(config_path, "model config"), nullptr, false);
-  if (!model.config.is_object())
-    throw DataError(fmt::format("reading {}: it is not a JSON object", config_path));
+  model.config = read_json_object(config_path, "model config");
   model.tensors = std::make_unique<SafetensorsFolder>(path);
   if (model.config.contains(kQuantization) && !model.config[kQuantization].is_null()) {
     check_quantization_config(model.config[kQuantization], config_path);

@@ -3,43 +3,81 @@
 #include <ATen/Dispatch.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "core/errors.h"
 #include "core/random.h"
 #include "kernels/parallel_tasks.h"
 
+#define MANIPLE_BODIES "kernels/select_bodies.h"
+#include "kernels/for_each_isa.h"
+
 namespace maniple {
 namespace {
 
-constexpr int64_t kGroupRows = 8, kLanes = 16;
+constexpr int64_t kGroupRows = 8;
 
-template <typename T>
-double sum_of(const T* w, int64_t n) {
-  double lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lane[l] += static_cast<double>(w[i + l]);
-  for (int64_t l = 0; i < n; ++i, ++l) lane[l] += static_cast<double>(w[i]);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
+// The weights of `n` columns. fp32 has bodies of its own (select_bodies.h).
+void block_weights(const double* z, int64_t n, double top, double power, double* weight) {
+  for (int64_t c = 0; c < n; ++c) weight[c] = std::exp(power * (z[c] - top));
+}
+void block_weights(const float* z, int64_t n, float top, double power, float* weight) {
+  with_isa([&](auto bodies) {
+    bodies.block_weights(z, n, top, static_cast<float>(power), weight);
+  });
 }
 
-// The column of [0, V) whose part of the running sum holds `at`; the last with weight if rounding
-// puts `at` beyond the end.
-template <typename T>
-int32_t find_column(const T* w, const double* sums, int64_t V, int64_t blocks, double at) {
-  int64_t block = std::min<int64_t>(std::upper_bound(sums, sums + blocks, at) - sums, blocks - 1);
-  while (block > 0 && sums[block] == sums[block - 1]) --block;  // only when beyond the end
-  double sum = block ? sums[block - 1] : 0;
-  const int64_t begin = block * kSumColumns, end = std::min(V, begin + kSumColumns);
-  int64_t last = begin;
-  for (int64_t c = begin; c < end; ++c) {
-    if (w[c] > 0) last = c;
-    sum += static_cast<double>(w[c]);
-    if (sum > at) break;
+void running_sums_of(const double* z, double power, double* top, double* sums, int64_t rows,
+                     int64_t V) {
+  double weight[kSumColumns];
+  for (int64_t r = 0; r < rows; ++r, z += V) {
+    top[r] = *std::max_element(z, z + V);
+    double sum = 0;
+    for (int64_t first = 0; first < V; first += kSumColumns) {
+      const int64_t n = std::min(kSumColumns, V - first);
+      block_weights(z + first, n, top[r], power, weight);
+      *sums++ = sum = std::accumulate(weight, weight + n, sum);
+    }
   }
-  return static_cast<int32_t>(last);
+}
+void running_sums_of(const float* z, double power, float* top, double* sums, int64_t rows,
+                     int64_t V) {
+  with_isa([&](auto bodies) {
+    bodies.running_sums(z, static_cast<float>(power), top, sums, rows, V);
+  });
+}
+
+// For each of the ascending numbers `at` the column of [0, V) whose part of the running sum holds it;
+// the last with weight if rounding puts it beyond the end. One pass over the blocks that they meet.
+template <typename T>
+std::vector<int32_t> find_columns(const T* z, T top, double power, const double* sums, int64_t V,
+                                  const std::vector<double>& at) {
+  const int64_t blocks = (V + kSumColumns - 1) / kSumColumns;
+  std::vector<int32_t> columns;
+  columns.reserve(at.size());
+  T weight[kSumColumns];
+  int64_t met = -1, n = 0, c = 0, last = 0;
+  double sum = 0;
+  for (const double x : at) {
+    int64_t block = std::min<int64_t>(
+        std::upper_bound(sums + std::max<int64_t>(met, 0), sums + blocks, x) - sums, blocks - 1);
+    while (block > 0 && sums[block] == sums[block - 1]) --block;  // only when beyond the end
+    const int64_t first = block * kSumColumns;
+    if (block != met) {
+      met = block;
+      n = std::min(kSumColumns, V - first);
+      block_weights(z + first, n, top, power, weight);
+      sum = block ? sums[block - 1] : 0;
+      c = last = 0;
+    }
+    for (; c < n && !(sum > x); ++c) {
+      if (weight[c] > 0) last = c;
+      sum += static_cast<double>(weight[c]);
+    }
+    columns.push_back(static_cast<int32_t>(first + last));
+  }
+  return columns;
 }
 
 template <typename T>
@@ -67,45 +105,43 @@ std::vector<int32_t> top_of(const T* value, int64_t V, int64_t k) {
 
 }  // namespace
 
-at::Tensor running_sums(const at::Tensor& weight) {
-  const int64_t n = weight.size(0), V = weight.size(1), blocks = (V + kSumColumns - 1) / kSumColumns;
-  at::Tensor out = at::empty({n, blocks}, weight.options().dtype(at::kDouble));
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "running_sums", [&] {
-    const auto* w = weight.const_data_ptr<scalar_t>();
-    double* sums = out.data_ptr<double>();
+RunningSums running_sums(const at::Tensor& z, double power) {
+  const int64_t n = z.size(0), V = z.size(1), blocks = (V + kSumColumns - 1) / kSumColumns;
+  RunningSums out{power, at::empty({n}, z.options()),
+                  at::empty({n, blocks}, z.options().dtype(at::kDouble))};
+  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "running_sums", [&] {
+    const auto* rows = z.const_data_ptr<scalar_t>();
+    auto* top = out.top.data_ptr<scalar_t>();
+    double* sums = out.sums.data_ptr<double>();
     parallel_ranges(n, kGroupRows, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        double sum = 0;
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t first = b * kSumColumns;
-          sum += sum_of(w + r * V + first, std::min(kSumColumns, V - first));
-          sums[r * blocks + b] = sum;
-        }
-      }
+      running_sums_of(rows + begin * V, power, top + begin, sums + begin * blocks, end - begin, V);
     });
   });
   return out;
 }
 
-std::vector<std::vector<int32_t>> draw_columns(const at::Tensor& weight, const at::Tensor& sums,
+std::vector<std::vector<int32_t>> draw_columns(const at::Tensor& z, const RunningSums& sums,
                                                std::span<const RowDraws> draws, int64_t num) {
-  const int64_t n = weight.size(0), V = weight.size(1), blocks = sums.size(1);
-  MANIPLE_INVARIANT(weight.is_contiguous() && n == static_cast<int64_t>(draws.size()),
-                    "{} rows of weights for {} of draws", n, draws.size());
+  const int64_t n = z.size(0), V = z.size(1), blocks = sums.sums.size(1);
+  MANIPLE_INVARIANT(z.is_contiguous() && n == static_cast<int64_t>(draws.size()),
+                    "{} rows of logits for {} of draws", n, draws.size());
   std::vector<std::vector<int32_t>> out(static_cast<size_t>(n));
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "draw_columns", [&] {
-    const auto* w = weight.const_data_ptr<scalar_t>();
-    const double* s = sums.const_data_ptr<double>();
+  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "draw_columns", [&] {
+    const auto* rows = z.const_data_ptr<scalar_t>();
+    const auto* top = sums.top.const_data_ptr<scalar_t>();
+    const double* s = sums.sums.const_data_ptr<double>();
     parallel_ranges(n, kGroupRows, [&](int64_t begin, int64_t end) {
+      std::vector<double> at;
       for (int64_t r = begin; r < end; ++r) {
         const RowDraws& d = draws[static_cast<size_t>(r)];
-        std::vector<int32_t>& columns = out[static_cast<size_t>(r)];
+        at.clear();
         for (int64_t i = 0; i < num; ++i) {
-          const double at = uniform(d.key, static_cast<uint64_t>(i)) * d.total;
-          if (at < d.low || at >= d.high) continue;
-          columns.push_back(find_column(w + r * V, s + r * blocks, V, blocks, (at - d.low) / d.scale));
+          const double x = uniform(d.key, static_cast<uint64_t>(i)) * d.total;
+          if (x >= d.low && x < d.high) at.push_back((x - d.low) / d.scale);
         }
-        std::sort(columns.begin(), columns.end());
+        std::sort(at.begin(), at.end());
+        out[static_cast<size_t>(r)] =
+            find_columns(rows + r * V, top[r], sums.power, s + r * blocks, V, at);
       }
     });
   });

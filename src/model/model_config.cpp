@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/errors.h"
+#include "core/text.h"
 
 namespace maniple {
 namespace {
@@ -20,7 +21,8 @@ constexpr double kMaxParameters = 1e18;  // keeps every product of dimensions in
 
 [[noreturn]] void refuse(const std::string& field, const std::string& value,
                          const std::string& rule) {
-  throw ConfigError(fmt::format("reading the model config: {} = {}: {}", field, value, rule));
+  throw ConfigError(
+      fmt::format("reading the model config: {} = {}: {}", one_line(field), one_line(value), rule));
 }
 
 std::string shown(const json& value) {

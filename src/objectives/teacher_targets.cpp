@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "core/errors.h"
 #include "core/random.h"
 #include "kernels/gemm.h"
+#include "kernels/parallel_tasks.h"
 #include "kernels/select.h"
 #include "kernels/softmax_loss.h"
 #include "objectives/vocabulary.h"
@@ -23,7 +25,6 @@ using Entries = std::vector<Entry>;  // of one token, by ascending id
 // What everybody knows about a chunk's distribution: ln p(c) = z[c] - log_norm. fp64, host memory.
 struct Norms {
   std::vector<double> top, log_norm, label_logp;
-  at::Tensor own_top;  // [n]: of this rank's part
 };
 
 std::vector<double> to_host(const at::Tensor& x) {
@@ -31,17 +32,24 @@ std::vector<double> to_host(const at::Tensor& x) {
   return {d.const_data_ptr<double>(), d.const_data_ptr<double>() + d.numel()};
 }
 
-Norms find_norms(const at::Tensor& z, const at::Tensor& label_column, Communicator& tp) {
-  const SoftmaxStats s = softmax_stats(z, label_column);
+// What softmax_stats says, from sums that are there.
+SoftmaxStats stats_of(const at::Tensor& z, const RunningSums& sums, const at::Tensor& column) {
+  const at::Tensor chosen = z.gather(1, column.clamp_min(0).unsqueeze(1)).squeeze(1);
+  return {sums.top, sums.total(), chosen * (column >= 0)};
+}
+
+// s: of this rank's part.
+Norms find_norms(const SoftmaxStats& s, Communicator& tp) {
   const at::Tensor top = max_over(s.top, tp);
-  at::Tensor sums = at::stack({s.total * (s.top - top).exp(), s.chosen}).to(at::kDouble);
+  at::Tensor sums = at::stack({s.total * (s.top - top).exp(), s.chosen.to(s.total.scalar_type())});
+  sums = sums.to(at::kDouble);
   if (tp.size() > 1) sums = tp.all_reduce_ordered(sums);
   const at::Tensor log_norm = top.to(at::kDouble) + sums[0].log();
-  return {to_host(top), to_host(log_norm), to_host(sums[1] - log_norm), s.top};
+  return {to_host(top), to_host(log_norm), to_host(sums[1] - log_norm)};
 }
 
 // Everybody's entries of each token together: lists of all ranks in rank order, so by ascending id.
-std::vector<Entries> gather_entries(const std::vector<Entries>& mine, Communicator& tp) {
+std::vector<Entries> gather_entries(std::vector<Entries> mine, Communicator& tp) {
   if (tp.size() == 1) return mine;
   size_t most = 0;
   for (const Entries& e : mine) most = std::max(most, e.size());
@@ -92,15 +100,18 @@ Entries make_entries(const std::vector<int32_t>& columns, const T* z, double log
   return out;
 }
 
-// The draws of a chunk that fall into this rank's part of the vocabulary. weight: proportional to q.
-std::vector<std::vector<int32_t>> draw(const at::Tensor& weight, const std::vector<double>& part_scale,
+// The draws of a chunk that fall into this rank's part of the vocabulary. Weights are relative to this
+// rank's own maximum, which is common to all tokens' parts by a factor.
+std::vector<std::vector<int32_t>> draw(const at::Tensor& z, const RunningSums& sums, const Norms& norms,
                                        const std::vector<uint64_t>& keys, int64_t num,
                                        Communicator& tp) {
-  const at::Tensor sums = running_sums(weight);
-  const int64_t n = weight.size(0), R = tp.size();
+  const int64_t n = z.size(0), R = tp.size();
+  const std::vector<double> own_top = to_host(sums.top);
+  std::vector<double> part_scale;
+  for (size_t t = 0; t < own_top.size(); ++t)
+    part_scale.push_back(std::exp(sums.power * (own_top[t] - norms.top[t])));
   const at::Tensor mine =
-      sums.select(1, sums.size(1) - 1) *
-      at::tensor(part_scale, at::TensorOptions(at::kDouble));
+      sums.total() * at::tensor(part_scale, at::TensorOptions(at::kDouble));
   at::Tensor all = at::empty({R, n}, mine.options());
   tp.all_gather(mine.contiguous(), all);
   const double* share = all.const_data_ptr<double>();
@@ -115,37 +126,7 @@ std::vector<std::vector<int32_t>> draw(const at::Tensor& weight, const std::vect
       if (r == tp.rank()) d.high = r + 1 == R ? INFINITY : d.total;
     }
   }
-  return draw_columns(weight, sums, draws, num);
-}
-
-// One chunk: entries and norms of n tokens.
-std::vector<Entries> choose(const at::Tensor& z, const Norms& norms, const HeadPart& part,
-                            const std::vector<uint64_t>& keys, const TargetSpec& spec,
-                            Communicator& tp) {
-  std::vector<std::vector<int32_t>> columns;
-  if (spec.sampled()) {
-    // Weights relative to this rank's own maximum, which is common to all tokens' parts by a factor.
-    const std::vector<double> own_top = to_host(norms.own_top);
-    std::vector<double> scale;
-    for (size_t t = 0; t < own_top.size(); ++t)
-      scale.push_back(std::exp(spec.power * (own_top[t] - norms.top[t])));
-    at::Tensor weight = z - norms.own_top.unsqueeze(1);
-    if (spec.power != 1) weight.mul_(spec.power);
-    columns = draw(weight.exp_(), scale, keys, spec.num, tp);
-  } else {
-    columns = top_columns(z, spec.num);
-  }
-  std::vector<Entries> mine(columns.size());
-  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "entries", [&] {
-    const auto* values = z.const_data_ptr<scalar_t>();
-    for (size_t t = 0; t < columns.size(); ++t)
-      mine[t] = make_entries(columns[t], values + static_cast<int64_t>(t) * z.size(1),
-                             norms.log_norm[t], part.first);
-  });
-  std::vector<Entries> all = gather_entries(mine, tp);
-  if (!spec.sampled())
-    for (Entries& e : all) keep_largest(e, spec.num);
-  return all;
+  return draw_columns(z, sums, draws, num);
 }
 
 // ln of the sum of p^power over the whole vocabulary, for each token of a chunk.
@@ -155,6 +136,79 @@ std::vector<double> log_power_sums(const at::Tensor& z, const Norms& norms, doub
   at::Tensor sums = ((z.to(at::kDouble) - log_norm) * power).exp().sum(1);
   if (tp.size() > 1) sums = tp.all_reduce_ordered(sums);
   return to_host(sums.log());
+}
+
+// What is known of one token when the logits are gone.
+struct TokenTarget {
+  Entries entries;
+  double log_norm = 0, label_logp = 0, log_power = 0;
+};
+
+// One chunk of logits z; `column` of the labels, `first` id of this rank.
+std::vector<TokenTarget> chunk_targets(const at::Tensor& z, const at::Tensor& column, int64_t first,
+                                       const std::vector<uint64_t>& keys, const TargetSpec& spec,
+                                       Communicator& tp) {
+  Norms norms;
+  std::vector<std::vector<int32_t>> columns;
+  if (spec.sampled()) {
+    const RunningSums sums = running_sums(z, spec.power);
+    norms = find_norms(spec.power == 1 ? stats_of(z, sums, column) : softmax_stats(z, column), tp);
+    columns = draw(z, sums, norms, keys, spec.num, tp);
+  } else {
+    norms = find_norms(softmax_stats(z, column), tp);
+    columns = top_columns(z, spec.num);
+  }
+  std::vector<Entries> entries(columns.size());
+  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "entries", [&] {
+    const auto* values = z.const_data_ptr<scalar_t>();
+    parallel_ranges(z.size(0), 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto t = static_cast<size_t>(i);
+        entries[t] = make_entries(columns[t], values + i * z.size(1), norms.log_norm[t], first);
+      }
+    });
+  });
+  entries = gather_entries(std::move(entries), tp);
+  std::vector<double> log_power(entries.size());
+  if (spec.kind == TargetKind::kImportance) log_power = log_power_sums(z, norms, spec.power, tp);
+  std::vector<TokenTarget> out;
+  for (size_t t = 0; t < entries.size(); ++t) {
+    if (!spec.sampled()) keep_largest(entries[t], spec.num);
+    out.push_back({std::move(entries[t]), norms.log_norm[t], norms.label_logp[t], log_power[t]});
+  }
+  return out;
+}
+
+TeacherRow make_row(const std::vector<int32_t>& label, std::span<const TokenTarget> targets,
+                    const TargetSpec& spec) {
+  TeacherRow row;
+  row.begin = {0};
+  for (size_t t = 0; t < label.size(); ++t) {
+    const TokenTarget& target = targets[t];
+    double mass = 0;
+    if (label[t] >= 0) {
+      if (!std::isfinite(target.log_norm))
+        throw DataError("the teacher's logits are not finite; its weights or precision are at fault");
+      for (const Entry& e : target.entries) {
+        if (e.id >= kMaxTargetId)
+          throw DataError(fmt::format(
+              "the teacher gives probability to id {}; targets have ids below 2^18 = {}; use a "
+              "teacher whose vocabulary is smaller", e.id, kMaxTargetId));
+        const auto log_p = static_cast<double>(e.log_p);
+        mass += std::exp(log_p);
+        row.id.push_back(e.id);
+        if (spec.sampled()) row.count.push_back(e.count);
+        if (spec.kind == TargetKind::kImportance)
+          row.log_value.push_back(static_cast<float>((1 - spec.power) * log_p + target.log_power));
+        else if (spec.valued())
+          row.log_value.push_back(e.log_p);
+      }
+    }
+    row.begin.push_back(static_cast<int32_t>(row.id.size()));
+    row.mass.push_back(static_cast<float>(std::min(mass, 1.0)));
+    row.label_logp.push_back(label[t] >= 0 ? static_cast<float>(target.label_logp) : 0);
+  }
+  return row;
 }
 
 }  // namespace
@@ -178,8 +232,8 @@ std::vector<TeacherRow> teacher_targets(const at::Tensor& h_TD, const Parameter&
   MANIPLE_INVARIANT(T == static_cast<int64_t>(tokens.size()), "{} tokens, {} activations",
                     tokens.size(), T);
 
-  std::vector<TeacherRow> out(rows.size());
-  for (TeacherRow& row : out) row.begin = {0};
+  std::vector<TokenTarget> targets;
+  targets.reserve(tokens.size());
   for (int64_t begin = 0; begin < T; begin += chunk) {
     const int64_t n = std::min(chunk, T - begin);
     at::Tensor z = at::empty({n, part.rows}, h_TD.options().dtype(wide));
@@ -194,37 +248,15 @@ std::vector<TeacherRow> teacher_targets(const at::Tensor& h_TD, const Parameter&
       const SampleId& sample = rows[token.row].sample;
       keys.push_back(key_of(spec.seed, sample.source, sample.row, token.position));
     }
-    const Norms norms = find_norms(z, part.columns(label), tp);
-    const std::vector<Entries> entries = choose(z, norms, part, keys, spec, tp);
-    std::vector<double> log_power;
-    if (spec.kind == TargetKind::kImportance) log_power = log_power_sums(z, norms, spec.power, tp);
-    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
-      const Token& token = tokens[static_cast<size_t>(begin) + i];
-      TeacherRow& row = out[token.row];
-      double mass = 0;
-      if (token.label >= 0) {
-        if (!std::isfinite(norms.log_norm[i]))
-          throw DataError("the teacher's logits are not finite; its weights or precision are at fault");
-        for (const Entry& e : entries[i]) {
-          if (e.id >= kMaxTargetId)
-            throw DataError(fmt::format(
-                "the teacher gives probability to id {}; targets have ids below 2^18 = {}; use a "
-                "teacher whose vocabulary is smaller", e.id, kMaxTargetId));
-          const auto log_p = static_cast<double>(e.log_p);
-          mass += std::exp(log_p);
-          row.id.push_back(e.id);
-          if (spec.sampled()) row.count.push_back(e.count);
-          if (spec.kind == TargetKind::kImportance)
-            row.log_value.push_back(static_cast<float>((1 - spec.power) * log_p + log_power[i]));
-          else if (spec.valued())
-            row.log_value.push_back(e.log_p);
-        }
-      }
-      row.begin.push_back(static_cast<int32_t>(row.id.size()));
-      row.mass.push_back(static_cast<float>(std::min(mass, 1.0)));
-      row.label_logp.push_back(token.label >= 0 ? static_cast<float>(norms.label_logp[i]) : 0);
-    }
+    for (TokenTarget& target : chunk_targets(z, part.columns(label), part.first, keys, spec, tp))
+      targets.push_back(std::move(target));
   }
+
+  std::vector<TeacherRow> out(rows.size());
+  parallel_tasks(static_cast<int64_t>(rows.size()), [&](int64_t r) {
+    const auto row = static_cast<size_t>(r), S = tokens.size() / rows.size();
+    out[row] = make_row(rows[row].target, {targets.data() + row * S, S}, spec);
+  });
   return out;
 }
 

@@ -42,7 +42,7 @@ int rank_of_environment() {
 void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
 struct Options {
-  std::string config, model, ids, out, dtype = "fp32", device = "cpu", prompt, resume;
+  std::string config, model, against, ids, out, dtype = "fp32", device = "cpu", prompt, resume;
   std::vector<std::string> overrides, request;
   int64_t ranks = 0, tokens = 200, rows = 64;
   double temperature = 0.8, top_p = 0.95;
@@ -219,6 +219,10 @@ ExitCode command_import(const Options& o) {
 }
 
 ExitCode command_inspect(const Options& o, bool verify) {
+  if (!o.against.empty()) {
+    compare_teacher_stores(o.model, o.against);
+    return ExitCode::kOk;
+  }
   if (is_teacher_store(o.model)) {
     describe_teacher_store(o.model, verify);
     return ExitCode::kOk;
@@ -330,6 +334,7 @@ int run_program(int argc, char** argv) {
   };
   auto* inspect_c = add("inspect", "List the tensors of a checkpoint, or describe a teacher store. Example: maniple inspect runs/quickstart");
   with_stored(inspect_c);
+  inspect_c->add_option("--against", o.against, "another teacher store: the share of tokens whose targets differ");
   auto* verify_c = add("verify", "Check every hash of a checkpoint or teacher store. Example: maniple verify runs/quickstart");
   with_stored(verify_c);
   auto* teach_c = add("teach", "Write a teacher's targets for the training rows of a config. Example: maniple teach config.yaml distill.teacher=runs/teacher distill.store=targets");

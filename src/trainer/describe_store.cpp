@@ -2,6 +2,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "core/errors.h"
 #include "data/teacher_store.h"
 #include "metrics/console.h"
 #include "trainer/teach.h"
@@ -17,6 +18,27 @@ double at_share(std::vector<float>& values, double share) {
   std::nth_element(values.begin(), nth, values.end());
   return static_cast<double>(*nth);
 }
+
+// Tokens of two rows whose entries differ, and those of which only the numbers beside them do.
+struct Differences {
+  int64_t tokens = 0, entries = 0, numbers = 0;
+  float label_logp = 0;  // the largest
+
+  void add(const TeacherRow& a, const TeacherRow& b) {
+    const auto same = [&](const auto& x, const auto& y, size_t t) {
+      return x.empty() || std::equal(x.begin() + a.begin[t], x.begin() + a.begin[t + 1],
+                                     y.begin() + b.begin[t], y.begin() + b.begin[t + 1]);
+    };
+    for (size_t t = 0; t < a.mass.size(); ++t) {
+      ++tokens;
+      const bool drawn = same(a.id, b.id, t) && same(a.count, b.count, t);
+      entries += !drawn;
+      numbers += drawn && !(same(a.log_value, b.log_value, t) && a.mass[t] == b.mass[t] &&
+                            a.label_logp[t] == b.label_logp[t]);
+      label_logp = std::max(label_logp, std::abs(a.label_logp[t] - b.label_logp[t]));
+    }
+  }
+};
 
 }  // namespace
 
@@ -80,6 +102,38 @@ void describe_teacher_store(const std::string& path, bool verify) {
           detect_console_style(stdout))
           .c_str(),
       stdout);
+}
+
+void compare_teacher_stores(const std::string& path, const std::string& against) {
+  const TeacherStore a(path), b(against);
+  const std::string differs = header_difference(a.header(), b.header());
+  if (!differs.empty())
+    throw DataError(fmt::format(
+        "cannot compare the teacher stores {} and {}: {}; only stores of one teacher with one choice "
+        "of targets hold the same tokens' targets", path, against, differs));
+  Differences found;
+  int64_t both = 0;
+  for (const TeacherShard& shard : a.shards())
+    for (size_t i = 0; i < shard.rows().size(); ++i) {
+      const SampleId sample{shard.source(), shard.rows()[i]};
+      if (!b.has(sample)) continue;
+      ++both;
+      found.add(shard.read(i), b.read(sample));
+    }
+  const auto share = [&](int64_t n) {
+    return fmt::format("{} of {} ({:.4f} %)", n, found.tokens,
+                       100 * static_cast<double>(n) / std::max<double>(1, static_cast<double>(found.tokens)));
+  };
+  std::fputs(format_table({{"two teacher stores",
+                            {{"rows in both", fmt::format("{}; {} more in {}, {} more in {}", both,
+                                                          a.num_rows() - both, path,
+                                                          b.num_rows() - both, against)},
+                             {"tokens with other entries", share(found.entries)},
+                             {"with the same, other numbers", share(found.numbers)},
+                             {"teacher's ln p", fmt::format("differs by at most {:.2g}", found.label_logp)}}}},
+                          detect_console_style(stdout))
+                 .c_str(),
+             stdout);
 }
 
 }  // namespace maniple

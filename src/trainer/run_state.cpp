@@ -9,6 +9,7 @@
 #include "core/files.h"
 #include "interop/hf_names.h"
 #include "interop/hub_model.h"
+#include "interop/json_file.h"
 #include "trainer/model_source.h"
 
 namespace maniple {
@@ -124,11 +125,11 @@ void keep_imported_files(const Config& config, const std::string& init_from) {
 ModelConfig resolve_model(const ModelSection& section) {
   nlohmann::json config;
   if (!section.hf_config.empty()) {
-    const std::string text = read_file(section.hf_config, "model.hf_config");
-    config = nlohmann::json::parse(text, nullptr, false);
-    if (!config.is_object())
-      throw ConfigError("cannot read model.hf_config=" + section.hf_config +
-                        ": it is not a JSON object; name a config.json");
+    try {
+      config = read_json_object(section.hf_config, "model.hf_config");
+    } catch (const DataError& e) {
+      throw ConfigError(fmt::format("cannot read model.hf_config: {}; name a config.json", e.what()));
+    }
   } else {
     config = preset_config(section.preset.empty() ? "house" : section.preset);
   }

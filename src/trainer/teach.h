@@ -25,5 +25,9 @@ bool is_teacher_store(const std::string& path);
 // What the store is and how much of the teacher it keeps, as a table on stdout; `verify` checks every
 // hash first. Throws as TeacherStore.
 void describe_teacher_store(const std::string& path, bool verify);
+// How many tokens of the rows that both stores have got other targets, as a table on stdout: what
+// another layout or micro-batch does, whose forward pass rounds otherwise. Throws as TeacherStore, and
+// DataError for stores of other teachers or other choices of targets.
+void compare_teacher_stores(const std::string& path, const std::string& against);
 
 }  // namespace maniple

@@ -235,11 +235,21 @@ TEST_F(Gguf, TokenizerOfAFolder) {
   tokenizer["model"]["merges"] = json::array({json::array({"a", "b"})});
   EXPECT_EQ(std::get<std::vector<std::string>>(read(6)[4].second),
             (std::vector<std::string>{"a b"}));
+  write_file_atomic(path("config.json"), R"({"eos_token_id": [3, 9], "pad_token_id": 6})");
+  const GgufMetadata special = read(6);
+  EXPECT_EQ(special[5].first, "tokenizer.ggml.eos_token_id");
+  EXPECT_EQ(std::get<uint32_t>(special[5].second), 3u);
+  EXPECT_EQ(special[6].first, "tokenizer.ggml.add_bos_token");  // 6 is no id of the model
+  tokenizer["pre_tokenizer"]["type"] = 1;
+  EXPECT_TRUE(read(6).empty());
+  EXPECT_NE(warning.find("byte-level"), std::string::npos);
   tokenizer["pre_tokenizer"] = nullptr;
   EXPECT_TRUE(read(6).empty());
   EXPECT_NE(warning.find("byte-level"), std::string::npos);
-  write_file_atomic(path("tokenizer.json"), "[]");
-  EXPECT_THROW(folder_tokenizer(path(""), 8, &warning), DataError);
+  for (const std::string& text : {std::string("[]"), "{\"model\": " + std::string(100'000, '[')}) {
+    write_file_atomic(path("tokenizer.json"), text);
+    EXPECT_THROW(folder_tokenizer(path(""), 8, &warning), DataError);
+  }
 }
 
 }  // namespace

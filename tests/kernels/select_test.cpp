@@ -11,23 +11,36 @@
 namespace maniple {
 namespace {
 
-at::Tensor random_weights(int64_t n, int64_t V, at::ScalarType type) {
-  at::Tensor w = at::empty({n, V}, at::TensorOptions(at::kDouble));
-  for (int64_t i = 0; i < w.numel(); ++i)
-    w.data_ptr<double>()[i] = std::exp(2 * normal(7, static_cast<uint64_t>(i)));
-  return w.to(type);
+struct Logits {
+  at::Tensor z;
+  RunningSums sums;
+
+  explicit Logits(const at::Tensor& logits, double power = 1)
+      : z(logits), sums(running_sums(logits, power)) {}
+  double top(int64_t row) const { return sums.top[row].item<double>(); }
+  double total(int64_t row) const { return sums.total()[row].item<double>(); }
+  std::vector<std::vector<int32_t>> draw(const std::vector<RowDraws>& draws, int64_t num) const {
+    return draw_columns(z, sums, draws, num);
+  }
+};
+
+at::Tensor random_logits(int64_t n, int64_t V, at::ScalarType type) {
+  at::Tensor z = at::empty({n, V}, at::TensorOptions(at::kDouble));
+  for (int64_t i = 0; i < z.numel(); ++i)
+    z.data_ptr<double>()[i] = 2 * normal(7, static_cast<uint64_t>(i));
+  return z.to(type);
 }
 
-std::vector<RowDraws> whole_rows(const at::Tensor& sums) {
+std::vector<RowDraws> whole_rows(const Logits& x) {
   std::vector<RowDraws> draws;
-  for (int64_t r = 0; r < sums.size(0); ++r)
-    draws.push_back({0, INFINITY, 1, sums[r][sums.size(1) - 1].item<double>(), key_of(5, r)});
+  for (int64_t r = 0; r < x.z.size(0); ++r)
+    draws.push_back({0, INFINITY, 1, x.total(r), key_of(5, r)});
   return draws;
 }
 
 // Draw by draw over the running sum of all columns.
-std::vector<int32_t> reference(const at::Tensor& weight, const RowDraws& d, int64_t num) {
-  const at::Tensor w = weight.to(at::kDouble);
+std::vector<int32_t> reference(const Logits& x, int64_t row, const RowDraws& d, int64_t num) {
+  const at::Tensor z = x.z[row].to(at::kDouble), w = ((z - z.max()) * x.sums.power).exp();
   std::vector<int32_t> out;
   for (int64_t i = 0; i < num; ++i) {
     const double at = uniform(d.key, static_cast<uint64_t>(i)) * d.total;
@@ -45,46 +58,48 @@ std::vector<int32_t> reference(const at::Tensor& weight, const RowDraws& d, int6
 
 TEST(Select, DrawsFollowTheRunningSum) {
   for (const auto type : {at::kFloat, at::kDouble})
-    for (const int64_t V : {1, 7, 128, 129, 1000}) {
-      const at::Tensor w = random_weights(5, V, type), sums = running_sums(w);
-      const std::vector<RowDraws> draws = whole_rows(sums);
-      const auto got = draw_columns(w, sums, draws, 40);
-      for (size_t r = 0; r < 5; ++r)
-        EXPECT_EQ(got[r], reference(w[static_cast<int64_t>(r)], draws[r], 40)) << V;
-    }
+    for (const double power : {1.0, 0.5})
+      for (const int64_t V : {1, 7, 128, 129, 1000}) {
+        const Logits x(random_logits(5, V, type), power);
+        const std::vector<RowDraws> draws = whole_rows(x);
+        const auto got = x.draw(draws, 40);
+        for (int64_t r = 0; r < 5; ++r) {
+          const auto row = static_cast<size_t>(r);
+          EXPECT_EQ(got[row], reference(x, r, draws[row], 40)) << V;
+        }
+      }
 }
 
 TEST(Select, PartsOfARowTakeEveryDrawOnce) {
-  const at::Tensor w = random_weights(4, 1000, at::kDouble), sums = running_sums(w);
-  const std::vector<RowDraws> draws = whole_rows(sums);
-  const auto whole = draw_columns(w, sums, draws, 60);
-  for (size_t r = 0; r < 4; ++r) {
+  const Logits x(random_logits(4, 1000, at::kDouble));
+  const std::vector<RowDraws> draws = whole_rows(x);
+  const auto whole = x.draw(draws, 60);
+  for (int64_t r = 0; r < 4; ++r) {
+    const auto row = static_cast<size_t>(r);
     std::vector<int32_t> together;
     double low = 0;
     for (int64_t part = 0; part < 4; ++part) {
-      // A part may count in other units: scale brings them back.
-      const at::Tensor mine = (w.narrow(1, part * 250, 250) * 8).contiguous();
-      const at::Tensor own = running_sums(mine);
+      // A part's weights are relative to its own maximum: scale brings them back.
+      const Logits mine(x.z.narrow(1, part * 250, 250).contiguous());
       std::vector<RowDraws> d = draws;
-      for (size_t q = 0; q < 4; ++q) d[q].scale = 0.125;
-      const double share = own[static_cast<int64_t>(r)][own.size(1) - 1].item<double>() / 8;
-      d[r].low = low;
-      d[r].high = part == 3 ? INFINITY : low + share;
+      d[row].scale = std::exp(mine.top(r) - x.top(r));
+      const double share = mine.total(r) * d[row].scale;
+      d[row].low = low;
+      d[row].high = part == 3 ? INFINITY : low + share;
       low += share;
-      const auto got = draw_columns(mine, own, d, 60);
-      for (int32_t c : got[r])
-        together.push_back(static_cast<int32_t>(part * 250) + c);
+      const auto got = mine.draw(d, 60);
+      for (int32_t c : got[row]) together.push_back(static_cast<int32_t>(part * 250) + c);
     }
-    EXPECT_EQ(together, whole[r]);
+    EXPECT_EQ(together, whole[row]);
   }
 }
 
 TEST(Select, ColumnsWithoutWeightAreNeverDrawn) {
-  at::Tensor w = at::zeros({1, 300}, at::TensorOptions(at::kFloat));
-  w[0][17] = 1;
-  w[0][140] = 3;
-  const at::Tensor sums = running_sums(w);
-  const auto got = draw_columns(w, sums, whole_rows(sums), 256)[0];
+  at::Tensor z = at::full({1, 300}, -INFINITY, at::TensorOptions(at::kFloat));
+  z[0][17] = 0;
+  z[0][140] = std::log(3);
+  const Logits x(z);
+  const auto got = x.draw(whole_rows(x), 256)[0];
   int64_t first = 0;
   for (int32_t c : got) {
     EXPECT_TRUE(c == 17 || c == 140) << c;
@@ -94,12 +109,14 @@ TEST(Select, ColumnsWithoutWeightAreNeverDrawn) {
 }
 
 TEST(Select, ThreadsDoNotChangeDraws) {
-  const at::Tensor w = random_weights(50, 400, at::kFloat), sums = running_sums(w);
+  const at::Tensor z = random_logits(50, 400, at::kFloat);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
-  const auto one = draw_columns(w, sums, whole_rows(sums), 30);
+  const Logits one(z);
+  const auto draws = one.draw(whole_rows(one), 30);
   at::set_num_threads(4);
-  EXPECT_EQ(draw_columns(w, running_sums(w), whole_rows(sums), 30), one);
+  const Logits four(z);
+  EXPECT_EQ(four.draw(whole_rows(four), 30), draws);
   at::set_num_threads(threads);
 }
 

@@ -182,6 +182,7 @@ TEST(ModelConfig, HouseIsGemmaAttentionWithFineGrainedExperts) {
             RouterScore::kSoftmax);
   expect_refused(edited("house", {{"scoring_func", "tanh"}}), "scoring_func", "tanh");
   expect_refused(edited("house", {{"num_expert", 4}}), "num_expert", "4");
+  expect_refused(edited("house", {{"num\nexpert", 4}}), "num expert", "4");  // in one line
 }
 
 TEST(ModelConfig, CountsOfPublishedModelsAreExact) {

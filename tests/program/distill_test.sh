@@ -27,6 +27,13 @@ mv store one
 teach_well 2 two parallel.slices=2
 same_store one store
 mv store two
+# Another shape of the slice rounds otherwise, which moves few draws; inspect says how many.
+teach_well 2 shaped parallel.tp=2 distill.store=shaped
+differ() { "$program" inspect one --against "$1" | sed -n 's/.*tokens with other entries *\([0-9]*\) of \([0-9]*\) .*/\1 \2/p'; }
+[ "$(differ two)" = "0 197984" ] || fail "equal stores differ: $(differ two)"
+read -r moved tokens <<<"$(differ shaped)"
+((tokens == 197984 && moved > 0 && moved < tokens / 1000)) ||
+  fail "a store written with tp = 2 differs in $moved of $tokens tokens"
 setsid mpirun -n 2 "$program" teach tiny.yaml "${student[@]}" parallel.slices=2 >killed.log 2>&1 &
 job=$!
 for ((i = 0; i < 1200; ++i)); do
@@ -136,6 +143,8 @@ for file in bad/*.h5; do
 done
 wrong_run 65 "row" distill.store=bad
 wrong 65 "bad/" "$program" verify bad
+wrong 65 "targets" "$program" inspect one --against top
+wrong 66 "absent" "$program" inspect one --against absent
 wrong 65 "bad/" mpirun -n 2 "$program" train tiny.yaml run.dir=wrong "${student[@]}" parallel.slices=2 \
   distill.store=bad
 wrong_teach 66 "absent" distill.teacher=absent
