@@ -6,7 +6,8 @@ without a grid and, from the same start with the same data, on each grid. "Round
 that went on without a grid on the grid; "recovered" is the share of that gap which training on the
 grid closes. All are validation losses in nats, with the deviation between seeds.
 
-bench/qat_table.py [--seeds 3] [--steps 200] [--out FOLDER] [overrides...]
+bench/qat_table.py [--seeds 3] [--steps 200] [--start-steps 300] [--start-lr 3e-3] [--grids int4_channel ...]
+                   [--out FOLDER] [overrides...]
 """
 import argparse
 import json
@@ -47,19 +48,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--start-steps", type=int, default=300)
+    parser.add_argument("--start-lr", type=float, default=3e-3)
+    parser.add_argument("--grids", nargs="+", default=GRIDS, choices=GRIDS)
     parser.add_argument("--rows", type=int, default=150)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
-    o = parser.parse_args()
+    o = parser.parse_intermixed_args()
     out = (o.out or Path(tempfile.mkdtemp(prefix="qat-"))).resolve()
-    plain, rounded, trained = [], {g: [] for g in GRIDS}, {g: [] for g in GRIDS}
+    plain, rounded, trained = [], {g: [] for g in o.grids}, {g: [] for g in o.grids}
     for seed in range(1, o.seeds + 1):
-        start = train(out / f"start-{seed}", f"run.seed={seed}", *o.overrides)
+        start = train(out / f"start-{seed}", f"run.seed={seed}",
+                      f"train.steps={o.start_steps}", f"optim.lr={o.start_lr}", *o.overrides)
         longer = [f"run.seed={seed}", f"model.init_from={start}", f"train.steps={o.steps}", "optim.lr=3e-4",
                   "optim.warmup_steps=0", *o.overrides]
         control = train(out / f"plain-{seed}", *longer)
         plain.append(loss(control, o.rows))
-        for grid in GRIDS:
+        for grid in o.grids:
             # One step of learning rate 0 on the grid: the same weights, rounded.
             only = train(out / f"round-{grid}-{seed}", *longer, f"model.init_from={control}", f"quant.format={grid}",
                          "train.steps=1", "optim.lr=0", "optim.weight_decay=0")
@@ -69,7 +74,7 @@ def main():
                   f"QAT {trained[grid][-1]:.4f}", file=sys.stderr, flush=True)
     print(f"Without a grid: {mean(plain)} ({o.seeds} seeds, {o.steps} steps)\n")
     print("| grid | rounding | QAT | gap of rounding | recovered |\n| --- | --- | --- | --- | --- |")
-    for grid in GRIDS:
+    for grid in o.grids:
         gaps = [r - p for r, p in zip(rounded[grid], plain)]
         rest = [t - p for t, p in zip(trained[grid], plain)]
         error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0
