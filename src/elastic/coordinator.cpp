@@ -208,9 +208,10 @@ void Coordinator::receive_from_member(const Envelope& envelope) {
     ready_.insert(slice);
   } else if (const auto* link = std::get_if<BrokenLink>(&envelope.message)) {
     if (!active || link->peer == slice || history_.epoch->index_of(link->peer) < 0) return;
+    // After STOP the links are shut down, and who has not heard of it takes that for a break.
+    if (phase_ == CoordinatorPhase::kCollecting && !stop_after_) return;
     broken_.insert(slice_pair(slice, link->peer));
-    if (phase_ != CoordinatorPhase::kCollecting || stop_after_)
-      stop_at_once(fmt::format("the link between {} and {} broke", slice, link->peer));
+    stop_at_once(fmt::format("the link between {} and {} broke", slice, link->peer));
   } else if (const auto* finished = std::get_if<Finished>(&envelope.message)) {
     if (phase_ == CoordinatorPhase::kRestoring) run();
     if (phase_ != CoordinatorPhase::kRunning && phase_ != CoordinatorPhase::kFinishing) return;
