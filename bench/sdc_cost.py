@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("overrides", nargs="*")
-    a = parser.parse_args()
+    a = parser.parse_intermixed_args()
     folder = tempfile.mkdtemp(prefix="maniple-sdc-cost-")
     times = {name: [] for name in CASES}
     for n in range(a.rounds):
