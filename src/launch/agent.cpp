@@ -24,6 +24,7 @@ Agent::Agent(const AgentConfig& config)
     : config_(config),
       id_(random_id()),
       folder_(config.folder),
+      shared_memory_(fmt::format("/dev/shm/maniple-{:016x}-{}", hash_name(folder_.path()), config.slice)),
       children_(context_, SIGCHLD),
       stop_signals_(context_, SIGTERM, SIGINT),
       timer_(context_),
@@ -66,6 +67,8 @@ Agent::~Agent() {
   coordinator_->close();
   for (const auto& [position, rank] : ranks_) rank.connection->close();
   tree_.end();
+  std::error_code ignored;
+  std::filesystem::remove_all(shared_memory_, ignored);
 }
 
 int Agent::run() {
@@ -177,6 +180,10 @@ void Agent::start_slice() {
   std::error_code ignored;
   std::filesystem::remove_all(temporary, ignored);
   std::filesystem::create_directory(temporary, ignored);
+  // Open MPI's segments of killed ranks would stay where others' are.
+  std::filesystem::remove_all(shared_memory_, ignored);
+  std::filesystem::create_directory(shared_memory_, ignored);
+  std::filesystem::permissions(shared_memory_, std::filesystem::perms::owner_all, ignored);
   ProcessCommand command;
   command.arguments = config_.command;
   command.environment = config_.environment;
@@ -189,7 +196,9 @@ void Agent::start_slice() {
                               {kAddressVariable, config_.address},
                               {kLifeVariable, fmt::format("{}", life_)},
                               {kLeaseVariable, fmt::format("{}", config_.timeouts.lease())},
-                              {"TMPDIR", temporary}});
+                              {"TMPDIR", temporary},
+                              {"OMPI_MCA_btl_vader_backing_directory",
+                               std::filesystem::exists(shared_memory_) ? shared_memory_ : temporary}});
   try {
     tree_.start(command);
   } catch (const IoError& error) {

@@ -91,6 +91,7 @@ class Agent {
   const AgentConfig config_;
   const uint64_t id_;
   PrivateFolder folder_;
+  const std::string shared_memory_;  // folder of the slice's segments
   asio::io_context context_{1};
   asio::signal_set children_, stop_signals_;
   asio::steady_timer timer_;
