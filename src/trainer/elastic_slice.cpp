@@ -128,7 +128,9 @@ class ElasticSlice {
   Outliers outliers_;
   int64_t rotation_ = 0;                // of the units
   std::vector<Execution> executions_;   // of the suspicious step under way
-  std::vector<std::vector<Trail::Point>> trails_;  // of this rank in these; none of the first
+  // Of this rank in the attempt under way, and in these executions; none of the first.
+  std::vector<Trail::Point> trail_;
+  std::vector<std::vector<Trail::Point>> trails_;
   std::string suspicion_;               // why it is one
   std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
@@ -366,6 +368,7 @@ void ElasticSlice::attempt(const Order& order) {
     if (order.execution > 0) mesh_.trail().start();
     mine = step_.compute(order.step, order.attempt, keep_on,
                          order.execution ? std::nullopt : canary(order.step));
+    trail_ = mesh_.trail().stop();
     sums = mine;
     if (config_.sdc.state) check_parameters(sums);
     good = good && step_.exchange(sums, [this](const auto& c) { return between(c); }) &&
@@ -424,7 +427,7 @@ Health ElasticSlice::examine(const Order& order, const StepSums& mine, const Ste
   }
   executions_.resize(order.execution);
   trails_.resize(order.execution);
-  trails_.push_back(mesh_.trail().stop());
+  trails_.push_back(std::move(trail_));
   if (!gather_execution(mine, static_cast<uint32_t>(rotation_))) return Health::kPoisoned;
   const Judgement judgement = judge(executions_);
   if (judgement.finding == Finding::kOpen) return Health::kSuspect;
@@ -588,6 +591,7 @@ void ElasticSlice::update(const DecisionRecord& record) {
   const StepOutcome outcome = step_.settle(sums_);
   outliers_.commit({outcome.loss, outcome.grad_norm}, !executions_.empty());
   executions_.clear();
+  trails_.clear();
   step_.apply(outcome, learning_rate(config_.optim, record.step, config_.train.steps));
   state_step_ = record.step;
   check_seals();
