@@ -13,7 +13,7 @@
 #include "kernels/parallel_tasks.h"
 #include "kernels/device_kernels.h"
 #include "kernels/flip_bit.h"
-#include "links/message_hash.h"
+#include "parallel/tensor_hash.h"
 
 namespace maniple {
 namespace {
@@ -36,11 +36,6 @@ double sum_of_squares(const at::Tensor& block) {
     using T = decltype(zero);
     return block_sum_of_squares(std::span<const T>(span_of<T>(block)));
   });
-}
-
-uint64_t tensor_hash(const at::Tensor& t) {
-  const at::Tensor host = t.cpu();
-  return message_hash({static_cast<const uint8_t*>(host.const_data_ptr()), host.nbytes()});
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "links/message_hash.h"
+#include "parallel/tensor_hash.h"
 
 namespace maniple {
 namespace {
@@ -77,10 +77,7 @@ void Trail::end_unit(const std::function<uint64_t()>& gradient_hash) {
 }
 
 void Trail::add(Kind kind, const at::Tensor& data) {
-  const at::Tensor host = data.detach().cpu().contiguous();
-  points_.push_back(
-      {kind, layer_,
-       message_hash({static_cast<const uint8_t*>(host.const_data_ptr()), host.nbytes()})});
+  points_.push_back({kind, layer_, tensor_hash(data)});
 }
 
 std::string describe(const Trail::Point& point) {

@@ -12,6 +12,7 @@
 #include "core/files.h"
 #include "metrics/jsonl_sink.h"
 #include "optim/schedule.h"
+#include "parallel/tensor_hash.h"
 #include "trainer/agreement.h"
 #include "trainer/make_objective.h"
 #include "trainer/run_state.h"
@@ -26,16 +27,6 @@ struct Part {
   double squares = 0, rms = 0;  // of the gradient; of the layer's input
   Fingerprint gradient, hidden;
 };
-
-void add_bytes(Fingerprint& f, const at::Tensor& t, uint64_t key) {
-  const at::Tensor host = t.detach().contiguous();
-  const auto* bytes = static_cast<const char*>(host.const_data_ptr());
-  for (size_t i = 0; i < host.nbytes(); i += 4) {
-    uint32_t word = 0;
-    std::memcpy(&word, bytes + i, std::min<size_t>(4, host.nbytes() - i));
-    f.add_word(word, i / 4, key);
-  }
-}
 
 // A layer's number, or the number of layers for what belongs to none.
 int64_t layer_of(const std::string& name, int64_t num_layers) {
@@ -157,7 +148,7 @@ nlohmann::ordered_json Replay::unit(int64_t number) {
   int64_t passed = 0;
   model_->decoder->on_hidden = [&](const at::Tensor& x) {
     Part& part = parts[passed % (layers + 1)];
-    add_bytes(part.hidden, x, static_cast<uint64_t>(passed++));
+    part.hidden.combine(fingerprint_of(x, static_cast<uint64_t>(passed++)));
     part.rms = x.detach().to(at::kDouble).square().mean().sqrt().item<double>();
   };
   TrainStep::UnitResult result = step_->unit(request_.step, number, [&] {
@@ -165,7 +156,7 @@ nlohmann::ordered_json Replay::unit(int64_t number) {
     for (int g = 0; g < kNumGradGroups; ++g)
       for (const Parameter* p : model_->store.group(static_cast<GradGroup>(g)).members) {
         Part& part = parts[layer_of(p->name, layers)];
-        add_bytes(part.gradient, p->grad, ++key);
+        part.gradient.combine(fingerprint_of(p->grad, ++key));
         part.squares += p->grad.to(at::kDouble).square().sum().item<double>();
       }
   });

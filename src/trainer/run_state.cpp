@@ -9,6 +9,7 @@
 #include "core/files.h"
 #include "interop/hf_names.h"
 #include "interop/hub_model.h"
+#include "parallel/tensor_hash.h"
 #include "interop/json_file.h"
 #include "trainer/model_source.h"
 
@@ -138,16 +139,10 @@ ModelConfig resolve_model(const ModelSection& section) {
 }
 
 std::string job_fingerprint(TrainedModel& model, ProcessMesh& mesh) {
-  const Fingerprint f = fingerprint_of_state(model, mesh.world().rank() == 0);
-  const at::Tensor mine = at::tensor(std::vector<int64_t>{static_cast<int64_t>(f.lo), static_cast<int64_t>(f.hi)},
-                                     at::TensorOptions(at::kLong));
+  const at::Tensor mine = words_of(fingerprint_of_state(model, mesh.world().rank() == 0));
   at::Tensor all = at::empty({mesh.world().size(), 2}, mine.options());
   mesh.world().all_gather(mine, all);
-  Fingerprint whole;
-  for (int r = 0; r < mesh.world().size(); ++r)
-    whole.combine({static_cast<uint64_t>(all[r][0].item<int64_t>()),
-                   static_cast<uint64_t>(all[r][1].item<int64_t>())});
-  return whole.hex();
+  return combined(all).hex();
 }
 
 }  // namespace maniple
