@@ -6,8 +6,11 @@ without a grid and, from the same start with the same data, on each grid. "Round
 that went on without a grid on the grid; "recovered" is the share of that gap which training on the
 grid closes. All are validation losses in nats, with the deviation between seeds.
 
-bench/qat_table.py [--seeds 3] [--steps 200] [--start-steps 300] [--start-lr 3e-3] [--grids int4_channel ...]
-                   [--out FOLDER] [overrides...]
+The model has to be trained well before: one that was trained for a few hundred steps hardly suffers
+from rounding.
+
+bench/qat_table.py [--seeds 3] [--steps 1000] [--lr 1e-3] [--start-steps 3000] [--start-lr 5e-3]
+                   [--grids int4_channel ...] [--rows 256] [--out FOLDER] [overrides...]
 """
 import argparse
 import json
@@ -18,7 +21,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "build/bin/maniple"
+import os
+PROGRAM = Path(os.environ.get("MANIPLE_PROGRAM") or ROOT / "build/bin/maniple")
 GRIDS = ["int4_channel", "q4_0", "int4_g32", "int4_g128", "sfp8"]
 
 
@@ -47,11 +51,12 @@ def mean(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--start-steps", type=int, default=300)
-    parser.add_argument("--start-lr", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--start-steps", type=int, default=3000)
+    parser.add_argument("--start-lr", type=float, default=5e-3)
     parser.add_argument("--grids", nargs="+", default=GRIDS, choices=GRIDS)
-    parser.add_argument("--rows", type=int, default=150)
+    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     o = parser.parse_intermixed_args()
@@ -60,14 +65,15 @@ def main():
     for seed in range(1, o.seeds + 1):
         start = train(out / f"start-{seed}", f"run.seed={seed}",
                       f"train.steps={o.start_steps}", f"optim.lr={o.start_lr}", *o.overrides)
-        longer = [f"run.seed={seed}", f"model.init_from={start}", f"train.steps={o.steps}", "optim.lr=3e-4",
-                  "optim.warmup_steps=0", *o.overrides]
+        longer = [f"run.seed={seed}", f"model.init_from={start}", f"train.steps={o.steps}", f"optim.lr={o.lr}",
+                  *o.overrides]
         control = train(out / f"plain-{seed}", *longer)
         plain.append(loss(control, o.rows))
         for grid in o.grids:
             # One step of learning rate 0 on the grid: the same weights, rounded.
             only = train(out / f"round-{grid}-{seed}", *longer, f"model.init_from={control}", f"quant.format={grid}",
-                         "train.steps=1", "optim.lr=0", "optim.weight_decay=0")
+                         "train.steps=1", "optim.lr=0", "optim.weight_decay=0",
+                         "optim.warmup_steps=0")
             rounded[grid].append(loss(only, o.rows))
             trained[grid].append(loss(train(out / f"{grid}-{seed}", *longer, f"quant.format={grid}"), o.rows))
             print(f"seed {seed} {grid}: plain {plain[-1]:.4f} rounding {rounded[grid][-1]:.4f} "

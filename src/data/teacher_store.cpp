@@ -66,12 +66,14 @@ TeacherRow TeacherStore::read(const SampleId& sample) const {
   return shards_[place->shard].read(place->row);
 }
 
-TeacherHeader prepare_teacher_store(const std::string& folder, const TeacherHeader& header) {
+TeacherHeader prepare_teacher_store(const std::string& folder, const TeacherHeader& header,
+                                    bool alone) {
   ensure_directory(folder);
   std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder))
-    if (entry.path().filename().string().find(".tmp") != std::string::npos)
-      fs::remove(entry.path(), ignored);
+  if (alone)
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+      if (entry.path().filename().string().find(".tmp") != std::string::npos)
+        fs::remove(entry.path(), ignored);
   const std::string path = header_path(folder);
   if (!fs::exists(path)) write_file_atomic(path, header_text(header));
   const TeacherHeader stored = parse_header(read_file(path, "teacher store"), path);
@@ -84,11 +86,15 @@ TeacherHeader prepare_teacher_store(const std::string& folder, const TeacherHead
   return stored;
 }
 
+std::string teacher_shard_path(const std::string& folder, uint64_t source, int64_t first_row) {
+  return fmt::format("{}/{:016x}-{:010}.h5", folder, source, first_row);
+}
+
 int64_t add_teacher_rows(const std::string& folder, const TeacherHeader& header, uint64_t source,
                          const std::string& source_path, const std::vector<int64_t>& rows,
                          const std::vector<TeacherRow>& contents) {
   const std::string image = shard_image(header, source, source_path, rows, contents);
-  write_file_atomic(fmt::format("{}/{:016x}-{:010}.h5", folder, source, rows.at(0)), image);
+  write_file_atomic(teacher_shard_path(folder, source, rows.at(0)), image);
   return static_cast<int64_t>(image.size());
 }
 

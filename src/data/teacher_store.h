@@ -40,9 +40,12 @@ class TeacherStore {
 };
 
 // Makes `folder` a store with this header, or checks that it is one of equal targets (DataError names
-// what differs), and returns the header that its files have. Removes what a killed writer left
-// unfinished. One writer at a time holds the folder's RunLock.
-TeacherHeader prepare_teacher_store(const std::string& folder, const TeacherHeader& header);
+// what differs), and returns the header that its files have. `alone`: nobody else writes there
+// (data/teacher_writers.h); what killed writers left unfinished is removed.
+TeacherHeader prepare_teacher_store(const std::string& folder, const TeacherHeader& header, bool alone);
+
+// The file whose first row is this one.
+std::string teacher_shard_path(const std::string& folder, uint64_t source, int64_t first_row);
 
 // Adds a file with rows that the store does not have yet. Returns its bytes. Throws IoError.
 int64_t add_teacher_rows(const std::string& folder, const TeacherHeader& header, uint64_t source,

@@ -4,6 +4,9 @@ namespace maniple {
 namespace {
 
 std::mutex& one_caller() {
+  // A damaged file can leave the library with objects that it cannot close at exit, of which it
+  // complains. All files are closed by their owners.
+  [[maybe_unused]] static const herr_t at_exit = H5dont_atexit();
   static std::mutex one;
   return one;
 }

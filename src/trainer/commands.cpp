@@ -51,6 +51,7 @@ struct Options {
   ReplayRequest replay;
   int64_t unit = -1;
   TeachOptions teach;
+  bool launch_teach = false;
   std::string format, quant, fake_quant_out;
   bool requantize = false, verify = false;
 };
@@ -67,6 +68,16 @@ ExitCode command_train(const Options& o) {
   if (const auto line = RankControl::from_environment(static_cast<uint32_t>(world->rank())))
     return train_slice(config, std::move(world), *line);
   return train(config, std::move(world));
+}
+
+ExitCode command_launch(const Options& o) {
+  if (!o.launch_teach && o.teach.rows_of_run)
+    throw UsageError("cannot launch with --rows-of-run: it belongs to --teach; add --teach, or leave it out");
+  if (!o.launch_teach) return launch_job(load(o));
+  std::vector<std::string> arguments = {o.config};
+  arguments.insert(arguments.end(), o.overrides.begin(), o.overrides.end());
+  if (o.teach.rows_of_run) arguments.push_back("--rows-of-run");
+  return launch_teachers(load(o), arguments);
 }
 
 ExitCode command_teach(const Options& o) {
@@ -290,6 +301,8 @@ int run_program(int argc, char** argv) {
   with_config(train_c);
   auto* launch_c = add("launch", "Train elastically: one mpirun per slice, and the job goes on when slices die. Example: maniple launch config.yaml parallel.slices=4");
   with_config(launch_c);
+  launch_c->add_flag("--teach", o.launch_teach, "write the teacher store of the config instead (maniple teach)");
+  launch_c->add_flag("--rows-of-run", o.teach.rows_of_run, "with --teach: only the rows that train.steps of the config read");
   auto* coordinator_c = add("coordinator", "The coordinator of an elastic job; maniple launch starts it.");
   coordinator_c->add_option("config", o.config, "resolved config of the run")->required();
   auto* agent_c = add("agent", "The agent of one slice of an elastic job; maniple launch starts it.");
@@ -380,7 +393,7 @@ int run_program(int argc, char** argv) {
   try {
     ExitCode code = ExitCode::kOk;
     if (*train_c) code = command_train(o);
-    else if (*launch_c) code = launch_job(load(o));
+    else if (*launch_c) code = command_launch(o);
     else if (*coordinator_c) code = coordinate_job(load(o));
     else if (*agent_c) code = run_agent(load(o), o.config);
     else if (*ctl_c) code = control_job(o.model, o.request);

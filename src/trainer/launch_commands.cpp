@@ -24,6 +24,7 @@
 #include "trainer/checkpoint_writer.h"
 #include "trainer/elastic_plan.h"
 #include "trainer/make_objective.h"
+#include "trainer/teach_job.h"
 
 namespace maniple {
 namespace {
@@ -51,6 +52,26 @@ std::string variable(const char* name) {
 std::string variable_or(const char* name, const std::string& otherwise) {
   const char* value = std::getenv(name);
   return value ? value : otherwise;
+}
+
+// Settings of Open MPI 4 (ORTE) and 5 (PRRTE) for a slice; other libraries ignore them. No limit on
+// ranks per processor, no binding of all slices to the same ones, waits that yield, and no patience
+// with the siblings of a dead rank.
+std::vector<std::pair<std::string, std::string>> mpi_settings() {
+  std::vector<std::pair<std::string, std::string>> settings = {
+      {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+      {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+      {"OMPI_MCA_mpi_yield_when_idle", "1"},
+      {"OMPI_MCA_odls_base_sigkill_timeout", "0"},
+      {"OMPI_MCA_orte_execute_quiet", "1"},
+      {"PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"},
+      {"PRTE_MCA_hwloc_default_binding_policy", "none"},
+      {"PRTE_MCA_odls_base_sigkill_timeout", "0"}};
+  if (::geteuid() == 0)  // whoever started the job as root has decided
+    for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+                             "PRTE_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"})
+      settings.push_back({name, "1"});
+  return settings;
 }
 
 // Where the slices run and how an agent is started there; nothing without a list of hosts.
@@ -214,6 +235,10 @@ ExitCode launch_job(Config config) {
   return static_cast<ExitCode>(code);
 }
 
+ExitCode launch_teachers(const Config& config, const std::vector<std::string>& arguments) {
+  return run_teach_job(config, {arguments, mpi_settings()});
+}
+
 ExitCode coordinate_job(const Config& config) {
   CoordinatorShellConfig shell;
   shell.job.slices = static_cast<uint32_t>(config.parallel.slices);
@@ -271,21 +296,7 @@ ExitCode run_agent(const Config& config, const std::string& config_path) {
   agent.token = read_job_token("-");
   agent.command = {config.elastic.mpirun, "-n",        std::to_string(agent.ranks),
                    program(),             "train", config_path};
-  // Settings of Open MPI 4 (ORTE) and 5 (PRRTE); other libraries ignore them. No limit on ranks per
-  // processor, no binding of all slices to the same ones, waits that yield, and no patience with
-  // the siblings of a dead rank.
-  agent.environment = {{"OMPI_MCA_rmaps_base_oversubscribe", "1"},
-                       {"OMPI_MCA_hwloc_base_binding_policy", "none"},
-                       {"OMPI_MCA_mpi_yield_when_idle", "1"},
-                       {"OMPI_MCA_odls_base_sigkill_timeout", "0"},
-                       {"OMPI_MCA_orte_execute_quiet", "1"},
-                       {"PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"},
-                       {"PRTE_MCA_hwloc_default_binding_policy", "none"},
-                       {"PRTE_MCA_odls_base_sigkill_timeout", "0"}};
-  if (::geteuid() == 0)  // whoever started the job as root has decided
-    for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
-                             "PRTE_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"})
-      agent.environment.push_back({name, "1"});
+  agent.environment = mpi_settings();
   agent.output = fmt::format("{}/logs/slice-{}.log", config.run.dir, slice);
   agent.folder = variable_or(kFolderVariable, "");
   agent.launcher = take_standard_input();

@@ -13,6 +13,10 @@ namespace maniple {
 // Runs the whole job on this machine and returns its verdict. Throws ConfigError, IoError.
 ExitCode launch_job(Config config);
 
+// Writes a teacher store instead, with one mpirun of `maniple teach` with these arguments per slice
+// (trainer/teach_job.h).
+ExitCode launch_teachers(const Config& config, const std::vector<std::string>& arguments);
+
 // The coordinator of the job in config.run.dir, its token on standard input and its listening
 // socket in the environment (launch/launcher.h).
 ExitCode coordinate_job(const Config& config);

@@ -4,11 +4,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <set>
+#include <sstream>
+#include <thread>
 
-#include "core/files.h"
+#include "core/random.h"
 #include "core/signals.h"
 #include "data/teacher_store.h"
+#include "data/teacher_writers.h"
 #include "metrics/console.h"
 #include "objectives/distill_targets.h"
 #include "objectives/teacher_targets.h"
@@ -48,17 +52,27 @@ std::set<SampleId> wanted_samples(const Config& config, const RowSource& rows, b
   return out;
 }
 
-// What the store lacks, cut into files of rows_per_file rows of one source.
+int64_t rows_per_file(const Config& config) {
+  return std::max<int64_t>(1, config.distill.shard_tokens / config.batch.seq_len);
+}
+
+// Equal for processes that may write together: whichever files are done, they cut the rest alike.
+uint64_t work_number(const Config& config, const std::set<SampleId>& wanted) {
+  uint64_t hash = mix64(static_cast<uint64_t>(rows_per_file(config)));
+  for (const SampleId& sample : wanted)
+    hash = mix64(hash ^ mix64(sample.source + mix64(static_cast<uint64_t>(sample.row))));
+  return hash;
+}
+
+// What the store lacks, cut into files of rows of one source.
 std::vector<FilePlan> plan(const Config& config, const RowSource& rows, const TeacherStore& store,
-                        bool of_run) {
-  const int64_t rows_per_file =
-      std::max<int64_t>(1, config.distill.shard_tokens / config.batch.seq_len);
+                           const std::set<SampleId>& wanted) {
   std::vector<FilePlan> shards;
   const std::vector<RowSource::Source> sources = rows.sources();
-  for (const SampleId& sample : wanted_samples(config, rows, of_run)) {
+  for (const SampleId& sample : wanted) {
     if (store.has(sample)) continue;
     const bool fits = !shards.empty() && shards.back().source.content == sample.source &&
-                      static_cast<int64_t>(shards.back().rows.size()) < rows_per_file;
+                      static_cast<int64_t>(shards.back().rows.size()) < rows_per_file(config);
     if (!fits)
       shards.push_back({*std::find_if(sources.begin(), sources.end(),
                                       [&](const auto& s) { return s.content == sample.source; }),
@@ -122,11 +136,6 @@ void check_config(const Config& config) {
         config.distill.temperature, config.distill.variant));
 }
 
-// What the store takes and what it will hold.
-struct Totals {
-  int64_t tokens = 0, bytes = 0;
-};
-
 void say_estimate(const TargetSpec& spec, const std::vector<TeacherRow>& probe, int64_t tokens,
                   int64_t seq_len, double seconds) {
   double entries = 0, count = 0;
@@ -154,6 +163,70 @@ int64_t num_rows(const std::vector<FilePlan>& shards) {
   return n;
 }
 
+// Deals the files of the plan to this job, a file for each lane and turn, and leaves out what other
+// jobs write or have written. Collective, but for what says otherwise.
+class FileQueue {
+ public:
+  FileQueue(const std::string& store, const std::vector<FilePlan>& files, TeacherWriters* writers,
+            Communicator& world)
+      : store_(store), files_(files), writers_(writers), world_(world), there_(files.size()) {}
+
+  // Numbers of at most `lanes` files; none: others write the rest just now, or have (all_there).
+  std::vector<size_t> take(size_t lanes) {
+    const std::string text = agree_on_text(world_, [&] {
+      std::string said;
+      size_t taken = 0;
+      for (size_t i = 0; i < files_.size(); ++i) {
+        const uint64_t source = files_[i].source.content;
+        const int64_t row = files_[i].rows[0];
+        if (is_there(i) || lanes == 0) continue;
+        if (taken == lanes) break;
+        if (!writers_->claim(source, row)) continue;
+        if (is_there(i)) {  // since the claim was free again
+          writers_->release(source, row);
+          continue;
+        }
+        said += fmt::format("{} ", i);
+        ++taken;
+      }
+      return said.empty() && rows_there() == num_rows(files_) ? "all" : said;
+    });
+    all_there_ = text == "all";
+    std::vector<size_t> turn;
+    std::istringstream numbers(text);
+    for (size_t i = 0; numbers >> i;) turn.push_back(i);
+    return turn;
+  }
+  bool all_there() const { return all_there_; }
+
+  // Of the chief alone.
+  void release(const std::vector<size_t>& turn) {
+    for (const size_t i : turn) writers_->release(files_[i].source.content, files_[i].rows[0]);
+  }
+  // Of the chief alone: rows of the plan that are in the store, by whomever.
+  int64_t rows_there() const {
+    int64_t n = 0;
+    for (size_t i = 0; i < files_.size(); ++i)
+      if (there_[i]) n += static_cast<int64_t>(files_[i].rows.size());
+    return n;
+  }
+
+ private:
+  bool is_there(size_t i) {
+    if (!there_[i])
+      there_[i] = std::filesystem::exists(
+          teacher_shard_path(store_, files_[i].source.content, files_[i].rows[0]));
+    return there_[i];
+  }
+
+  const std::string store_;
+  const std::vector<FilePlan>& files_;
+  TeacherWriters* writers_;  // the chief's
+  Communicator& world_;
+  std::vector<bool> there_;
+  bool all_there_ = false;
+};
+
 }  // namespace
 
 ExitCode teach(const Config& given, const TeachOptions& options,
@@ -163,7 +236,8 @@ ExitCode teach(const Config& given, const TeachOptions& options,
   MeshShape shape;
   ModelConfig student;
   std::unique_ptr<RowSource> rows;
-  std::unique_ptr<RunLock> lock;
+  std::set<SampleId> wanted;
+  std::unique_ptr<TeacherWriters> writers;  // of the chief
   at::Device device = at::kCPU;
   const bool chief = world->rank() == 0;
   agree(*world, [&] {
@@ -173,6 +247,7 @@ ExitCode teach(const Config& given, const TeachOptions& options,
     config.batch.rows = shape.slices * shape.inner_dp() * config.batch.micro_batch_rows;
     student = resolve_model(config.model);
     rows = open_row_source(config.data, config.batch.seq_len, student.vocab_size, config.run.seed);
+    wanted = wanted_samples(given, *rows, options.rows_of_run);
   });
   ProcessMesh mesh(shape, std::move(world), device);
   TeacherModel teacher(config, config.distill.teacher, mesh);
@@ -182,21 +257,23 @@ ExitCode teach(const Config& given, const TeachOptions& options,
 
   // One rank makes the store; all read what it has.
   const std::string text = agree_on_text(mesh.world(), [&] {
-    const TeacherHeader wanted{.targets = target_spec(config.distill),
-                               .vocab_size = teacher.model().vocab_size,
-                               .seq_len = config.batch.seq_len,
-                               .tokenizer = tokenizer_name(config),
-                               .teacher = teacher.folder(),
-                               .model_type = teacher.model().model_type,
-                               .teacher_hash = teacher_hash(teacher.folder())};
-    lock = std::make_unique<RunLock>(config.distill.store);
-    return header_text(prepare_teacher_store(config.distill.store, wanted));
+    const TeacherHeader own{.targets = target_spec(config.distill),
+                            .vocab_size = teacher.model().vocab_size,
+                            .seq_len = config.batch.seq_len,
+                            .tokenizer = tokenizer_name(config),
+                            .teacher = teacher.folder(),
+                            .model_type = teacher.model().model_type,
+                            .teacher_hash = teacher_hash(teacher.folder())};
+    writers = std::make_unique<TeacherWriters>(config.distill.store, work_number(config, wanted));
+    const TeacherHeader stored = prepare_teacher_store(config.distill.store, own, writers->alone());
+    writers->share();
+    return header_text(stored);
   });
   const TeacherHeader header = parse_header(text, "header.json");
   std::vector<FilePlan> shards;
   agree(mesh.world(), [&] {
     const TeacherStore store(config.distill.store);
-    shards = plan(given, *rows, store, options.rows_of_run);
+    shards = plan(config, *rows, store, wanted);
     if (chief)
       say(fmt::format("teacher store {}: {} rows are there, {} to write in {} files",
                       config.distill.store, store.num_rows(),
@@ -226,14 +303,23 @@ ExitCode teach(const Config& given, const TeachOptions& options,
 
   begin = Clock::now();
   auto last_said = begin;
-  Totals done;
+  int64_t tokens_written = 0, bytes_written = 0;
   lecture.forward_seconds = 0;
-  for (size_t first = 0; first < shards.size(); first += lanes) {
+  FileQueue queue(config.distill.store, shards, writers.get(), mesh.world());
+  for (bool stopped = false;;) {
+    const std::vector<size_t> turn = queue.take(stopped ? 0 : lanes);
+    if (queue.all_there()) break;
+    if (stopped) {
+      if (chief)
+        say(fmt::format("stopped by a signal after {} tokens; run the same command to go on",
+                        format_count(static_cast<double>(tokens_written))));
+      return ExitCode::kPreempted;
+    }
+    if (turn.empty()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
     // All ranks of a slice make as many rounds as the longest file of this turn needs.
     size_t most = 0;
-    for (size_t i = first; i < std::min(shards.size(), first + lanes); ++i)
-      most = std::max(most, shards[i].rows.size());
-    const FilePlan* mine = first + lane < shards.size() ? &shards[first + lane] : nullptr;
+    for (const size_t i : turn) most = std::max(most, shards[i].rows.size());
+    const FilePlan* mine = lane < turn.size() ? &shards[turn[lane]] : nullptr;
     std::vector<TeacherRow> contents;
     std::exception_ptr failure;  // told at the end of the turn: the slice needs this rank until then
     for (size_t at = 0; at < most; at += static_cast<size_t>(micro)) {
@@ -249,8 +335,8 @@ ExitCode teach(const Config& given, const TeachOptions& options,
       }
       if (chief && seconds_since(last_said) > 5) {
         last_said = Clock::now();
-        say_progress(done.tokens + static_cast<int64_t>(contents.size() * lanes) * S, rows_left * S,
-                     seconds_since(begin));
+        say_progress((queue.rows_there() + static_cast<int64_t>(contents.size() * turn.size())) * S,
+                     rows_left * S, seconds_since(begin));
       }
     }
     std::vector<int64_t> numbers = {0, 0, stop_requested()};
@@ -262,25 +348,22 @@ ExitCode teach(const Config& given, const TeachOptions& options,
       numbers[1] = add_teacher_rows(config.distill.store, header, mine->source.content,
                                     mine->source.path, mine->rows, contents);
     });
+    if (chief) queue.release(turn);
     at::Tensor all = at::tensor(numbers, at::TensorOptions(at::kLong));
     mesh.world().all_reduce(all);
-    done.tokens += all[0].item<int64_t>();
-    done.bytes += all[1].item<int64_t>();
-    if (all[2].item<int64_t>() > 0 && first + lanes < shards.size()) {
-      if (chief)
-        say(fmt::format("stopped by a signal after {} tokens; run the same command to go on",
-                        format_count(static_cast<double>(done.tokens))));
-      return ExitCode::kPreempted;
-    }
+    tokens_written += all[0].item<int64_t>();
+    bytes_written += all[1].item<int64_t>();
+    stopped = all[2].item<int64_t>() > 0;
   }
-  if (chief) {
+  if (chief && tokens_written == 0) say("other processes wrote all of it");
+  if (chief && tokens_written > 0) {
     const double seconds = seconds_since(begin);
     say(fmt::format("wrote {} tokens in {} bytes ({:.1f} per token), {} tokens/s; the teacher's layers "
                     "took {:.0f} % of the time",
-                    format_count(static_cast<double>(done.tokens)),
-                    format_count(static_cast<double>(done.bytes)),
-                    static_cast<double>(done.bytes) / static_cast<double>(done.tokens),
-                    format_count(static_cast<double>(done.tokens) / seconds),
+                    format_count(static_cast<double>(tokens_written)),
+                    format_count(static_cast<double>(bytes_written)),
+                    static_cast<double>(bytes_written) / static_cast<double>(tokens_written),
+                    format_count(static_cast<double>(tokens_written) / seconds),
                     100 * lecture.forward_seconds / seconds));
   }
   return ExitCode::kOk;

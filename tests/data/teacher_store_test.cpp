@@ -83,7 +83,7 @@ class TeacherStoreTest : public testing::Test {
 
   // Rows 3, 4, 9 of source 5 in one file.
   std::vector<TeacherRow> write(const TargetSpec& spec = kCounts) {
-    const TeacherHeader header = prepare_teacher_store(folder_, header_of(spec));
+    const TeacherHeader header = prepare_teacher_store(folder_, header_of(spec), true);
     std::vector<TeacherRow> contents;
     for (uint64_t row : {3, 4, 9}) contents.push_back(make_row(spec, row));
     add_teacher_rows(folder_, header, 5, "text.txt", {3, 4, 9}, contents);
@@ -211,7 +211,7 @@ TEST_F(TeacherStoreTest, EqualContentsAreEqualBytes) {
 
 TEST_F(TeacherStoreTest, AStoreGrows) {
   write();
-  const TeacherHeader header = prepare_teacher_store(folder_, header_of(kCounts));
+  const TeacherHeader header = prepare_teacher_store(folder_, header_of(kCounts), true);
   add_teacher_rows(folder_, header, 5, "text.txt", {10}, {make_row(kCounts, 10)});
   add_teacher_rows(folder_, header, 6, "more.txt", {3}, {make_row(kCounts, 1)});
   const TeacherStore store(folder_);
@@ -223,11 +223,11 @@ TEST_F(TeacherStoreTest, OtherTargetsDoNotGoIntoAStore) {
   write();
   TeacherHeader other = header_of(kCounts);
   other.teacher = "moved/teacher";  // the same teacher elsewhere
-  EXPECT_EQ(prepare_teacher_store(folder_, other).teacher, "runs/teacher");
+  EXPECT_EQ(prepare_teacher_store(folder_, other, true).teacher, "runs/teacher");
   other.targets.seed = 2;
   other.teacher_hash = "x";
   const std::string message =
-      message_of<DataError>([&] { prepare_teacher_store(folder_, other); });
+      message_of<DataError>([&] { prepare_teacher_store(folder_, other, true); });
   EXPECT_NE(message.find("seed: 1 in the store, 2 here"), std::string::npos) << message;
   EXPECT_NE(message.find("teacher_hash"), std::string::npos) << message;
 }
@@ -236,7 +236,7 @@ TEST_F(TeacherStoreTest, UnfinishedFilesAreNoRows) {
   write();
   write_file_atomic(folder_ + "/0000000000000005-0000000020.h5.tmp.7.0", "half a file");
   EXPECT_EQ(TeacherStore(folder_).num_rows(), 3);
-  prepare_teacher_store(folder_, header_of(kCounts));
+  prepare_teacher_store(folder_, header_of(kCounts), true);
   EXPECT_FALSE(fs::exists(folder_ + "/0000000000000005-0000000020.h5.tmp.7.0"));
 }
 

@@ -16,7 +16,7 @@ teach() {
 teach_well() {
   teach "$@" || fail "teach $2 (ranks $1: ${*:3}) ended with $?: $(tail -n 1 "$2.log")"
 }
-same_store() { diff -r -x .lock "$1" "$2" >/dev/null || fail "the stores $1 and $2 differ"; }
+same_store() { diff -r -x .lock -x .claims -x logs "$1" "$2" >/dev/null || fail "the stores $1 and $2 differ"; }
 
 train_well 0 teacher train.steps=12 checkpoint.every=12 || finish
 
@@ -47,6 +47,34 @@ before=$(ls store | grep -c 'h5$')
 ((before < $(ls one | grep -c 'h5$'))) || fail "the store was whole before its writer could be killed"
 teach_well 2 resumed parallel.slices=2
 same_store one store
+# Slices under launch share the files; one that is killed is started again.
+job=("$program" launch --teach tiny.yaml "${student[@]}" parallel.slices=2 distill.store=launched)
+kill_one() {  # kill_one PROGRAM: a process of the job whose name is this, when files are there
+  local i pid
+  for ((i = 0; i < 1500; ++i)); do
+    if (($(ls launched 2>/dev/null | grep -c 'h5$') >= 4)); then
+      pid=$(pgrep -n -x "$1" -P "$2") && kill -KILL "$pid" && return
+    fi
+    sleep 0.02
+  done
+  fail "no $1 could be killed"
+}
+"${job[@]}" >launched.log 2>&1 &
+launcher=$!
+kill_one mpirun $launcher
+wait $launcher || fail "launch --teach with a killed slice ended with $?: $(tail -n 1 launched.log)"
+grep -q "ended with 137 .*it is started again" launched.log || fail "no slice was killed: $(cat launched.log)"
+same_store one launched
+rm -r launched
+"${job[@]}" >stopped.log 2>&1 &
+launcher=$!
+for ((i = 0; i < 1500; ++i)); do (($(ls launched 2>/dev/null | grep -c 'h5$') >= 4)) && break; sleep 0.02; done
+kill -TERM $launcher
+wait $launcher
+[ $? -eq 75 ] || fail "launch --teach after TERM: $(tail -n 1 stopped.log)"
+pgrep -f "distill.store=launched" && fail "processes are left after TERM"
+"${job[@]}" >again.log 2>&1 || fail "launch --teach again ended with $?: $(tail -n 1 again.log)"
+same_store one launched
 teach_well 0 nothing
 grep -q " 0 to write" nothing.log || fail "a whole store was written to: $(cat nothing.log)"
 rm -r store
@@ -148,6 +176,10 @@ wrong 66 "absent" "$program" inspect one --against absent
 wrong 65 "bad/" mpirun -n 2 "$program" train tiny.yaml run.dir=wrong "${student[@]}" parallel.slices=2 \
   distill.store=bad
 wrong_teach 66 "absent" distill.teacher=absent
+wrong_launch() { wrong "$1" "$2" "$program" launch tiny.yaml "${student[@]}" "${@:3}"; }
+wrong_launch 78 "elastic.hosts=a,b" --teach elastic.hosts=a,b
+wrong_launch 78 "distill.store is ''" --teach distill.store="''"
+wrong_launch 64 "belongs to --teach" --rows-of-run
 wrong_teach 78 "distill.store" distill.store="''"
 wrong_teach 78 "full" distill.variant=full distill.store=new
 wrong_teach 78 "temperature" distill.temperature=2 distill.store=new

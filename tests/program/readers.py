@@ -3,7 +3,9 @@
 gguf FILE FAKE            tensors of the file, dequantised by PyPI gguf, are those of FAKE
 packed FOLDER FAKE        the same for compressed-tensors
 logits FOLDER LOGITS IDS  transformers computes these logits
-llama FILE LOGITS IDS     llama.cpp makes the same greedy choices, and tokenises bytes alike
+llama FILE LOGITS IDS [FOLDER]
+                          llama.cpp makes the same greedy choices, and tokenises bytes alike, or with
+                          FOLDER several texts as the tokenizer there
 
 Prints a line for each; exits with 1 where something differs. A check whose program is not installed
 is skipped.
@@ -76,16 +78,27 @@ def transformers_logits(folder, logits_path, ids_path):
     return f"logits within {worst:.1e}"
 
 
-def llama_choices(path, logits_path, ids_path):
+TEXTS = ["First Citizen:\nBefore we proceed any further, hear me speak.", "It's  1623;   don't\tYOU'LL see\n\n  wait?! ",
+         "na\u00efve \u2014 \u4f60\u597d, \U0001f44b\r\n42x7 _a_b"]
+
+
+def llama_choices(path, logits_path, ids_path, folder=None):
     import numpy as np
     from llama_cpp import Llama
     from safetensors.numpy import load_file
     with open(ids_path) as file:
         ids = json.load(file)[0]
     model = Llama(path, n_ctx=128, logits_all=True, verbose=False, n_threads=1)
-    text = bytes(ids)
-    if model.tokenize(text, add_bos=False, special=False) != ids:
-        raise ValueError(f"tokenises {text} as {model.tokenize(text, add_bos=False, special=False)}")
+    if folder:
+        from tokenizers import Tokenizer
+        tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+        samples = [(text.encode(), tokenizer.encode(text).ids) for text in TEXTS]
+    else:
+        samples = [(bytes(ids), ids)]
+    for text, want in samples:
+        got = model.tokenize(text, add_bos=False, special=False)
+        if got != want:
+            raise ValueError(f"tokenises {text} as {got} and not as {want}")
     model.eval(ids)
     got, want = np.array(model.scores[:len(ids)]), load_file(logits_path)["logits"][0]
     worst = np.abs(got - want).max()

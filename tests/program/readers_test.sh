@@ -8,10 +8,10 @@ cache=${MANIPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/maniple}
 
 # One process reads everything: starting it takes longer than the checks.
 check() { echo "$*" >>checks; }
-# logits_of MODEL EXPORT IDS [KIND]: EXPORT computes what MODEL does.
+# logits_of MODEL EXPORT IDS [KIND [FOLDER]]: EXPORT computes what MODEL does.
 logits_of() {
   "$program" logits --model "$1" --ids "$3" --out "$2.logits" || fail "logits of $1"
-  check "${4:-logits}" "$2" "$2.logits" "$3"
+  check "${4:-logits}" "$2" "$2.logits" "$3" "${@:5}"
 }
 # export_as NAME MODEL FORMAT arguments...: with the dequantised tensors in NAME.fake
 export_as() {
@@ -26,6 +26,15 @@ for family in qwen3_moe qwen2_moe mixtral gemma3_text; do
   export_as $family-ct "$golden/$family" compressed-tensors --quant int4_channel
   check packed $family-ct $family-ct.fake
   logits_of $family-ct $family-ct small.json
+done
+
+# Models with a BPE tokenizer, as a hub has them, imported and exported.
+readers() { PYTHONPATH=$cache/readers:$cache/readers-llama timeout 1000 python3 "$@"; }
+readers "$here/make_models.py" text.txt hub >/dev/null 2>made.err || fail "$(tail -n 1 made.err)"
+for family in qwen3_moe qwen2_moe mixtral gemma3_text; do
+  "$program" import --model hub/$family --out $family >/dev/null || fail "import of $family"
+  export_as $family.gguf $family gguf
+  logits_of $family $family.gguf small.json llama hub/$family
 done
 
 # A model of bytes, trained on the grids.
@@ -56,6 +65,6 @@ for grid in int4_g32 int4_channel; do
   check packed $grid-ct $grid-ct.fake
   logits_of $grid $grid-ct bytes.json
 done
-PYTHONPATH=$cache/readers:$cache/readers-llama timeout 1000 python3 "$here/readers.py" <checks 2>read.err ||
+readers "$here/readers.py" <checks 2>read.err ||
   fail "$(tail -n 1 read.err)"
 finish
