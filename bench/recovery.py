@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""What a killed slice costs: kills random ranks of a running job and takes the times from the
-survivors' journals. All clocks are one machine's monotonic clock.
+"""What a lost slice costs: kills or stops random processes of a running job and takes the times from
+the survivors' journals. All clocks are one machine's monotonic clock.
 
-  bench/recovery.py build/bin/maniple --kills 50
+  bench/recovery.py build/bin/maniple --kills 50 [--what rank|mpirun|agent|stop]
 
-Printed per kill and as p50, p95:
+--what stop: SIGSTOP to a rank, whose slice is then silent; "end" is that moment, and the lease is
+taken off from detection and beyond. Printed as p50, p95:
   dying      kill(2) -> the process has ended (an observer with a pidfd)
   detection  end -> the last survivor was told to stop (negative: before the process had ended)
   beyond     end -> the first commit of the next epoch, less the rest of the running unit (at most a
              unit) and a step at S - 1 slices, medians of the same run
-  join       registration of the replacement -> its first commit"""
+  join       registration of the replacement -> its first commit
+  hello      mpirun with this program and LibTorch, which only says what the machine is (maniple
+             doctor), as often as kills, under the load of the job"""
 import argparse
 import os
 import random
@@ -17,6 +20,7 @@ import select
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +47,19 @@ def kill_and_watch(pid):
     return at, end
 
 
+def stop(pid):
+    at = microseconds()
+    os.kill(pid, signal.SIGSTOP)
+    return at, at
+
+
+def hello(program):
+    """Seconds that mpirun with a process of LibTorch takes."""
+    at = microseconds()
+    subprocess.run(["mpirun", "-n", "1", program, "doctor"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return microseconds() - at
+
+
 def percentile(values, share):
     values = sorted(values)
     return values[min(len(values) - 1, int(share * len(values)))]
@@ -52,6 +69,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--what", choices=["rank", "mpirun", "agent", "stop"], default="rank")
+    parser.add_argument("--lease", type=float, default=0.5)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=3, help="mean seconds between kills")
@@ -64,9 +83,11 @@ def main():
     os.chdir(folder)
     job = Job(os.path.realpath(a.program) if os.path.isabs(a.program) else os.path.join(here, "..", a.program),
               folder + "/tiny.yaml", folder + "/run",
-              [f"parallel.slices={a.slices}", "train.steps=1000000", "elastic.lease=0.5", "elastic.max_restarts=1000000",
+              [f"parallel.slices={a.slices}", "train.steps=1000000", f"elastic.lease={a.lease}", "elastic.max_restarts=1000000",
                "metrics.fingerprint_every=0", *a.overrides]).start()
-    kills = []
+    kills, hellos = [], []
+    role = {"stop": "train", "rank": "train"}.get(a.what, a.what)
+    silent = round(1e6 * a.lease) if a.what == "stop" else 0
     try:
         job.until_step(20)
         while len(kills) < a.kills:
@@ -77,11 +98,12 @@ def main():
             if len(training) < max(3, a.slices - 1):
                 continue
             slice = draw.choice(training)
-            pid = job.pid("train", slice)
+            pid = job.pid(role, slice)
             if pid is None:
                 continue
             epoch = job.journal(training[0])[-1]["epoch"]
-            kills.append((slice, epoch, len(training), *kill_and_watch(pid)))
+            kills.append((slice, epoch, len(training), *(stop if silent else kill_and_watch)(pid)))
+            hellos.append(hello(job.program))
             print(f"kill {len(kills)} of {a.kills}: slice {slice} at step {job.last_step()}", file=sys.stderr)
         time.sleep(2)
     finally:
@@ -108,7 +130,7 @@ def main():
         left = members - 1
         step_left = step.get(left, step.get(members, 0))
         unit = step_left / (12 / left)
-        rows.append((end - at, max(halts) - end, after[0] - end - step_left - unit))
+        rows.append((end - at, max(halts) - end - silent, after[0] - end - silent - step_left - unit))
     joins = []
     for s, j in journals.items():
         for e in j:
@@ -119,7 +141,7 @@ def main():
     for n in sorted(step):
         print(f"step at {n} slices: median {step[n] / 1e3:.1f} ms")
     for name, values in (("dying", [r[0] for r in rows]), ("detection", [r[1] for r in rows]),
-                         ("beyond", [r[2] for r in rows]), ("join", joins)):
+                         ("beyond", [r[2] for r in rows]), ("join", joins), ("hello", hellos)):
         if values:
             print(f"{name:10} n {len(values):3}  p50 {percentile(values, .5) / 1e3:8.1f} ms  p95 {percentile(values, .95) / 1e3:8.1f} ms"
                   f"  max {max(values) / 1e3:8.1f} ms")

@@ -149,6 +149,7 @@ struct SdcConfig {
 struct FaultsConfig {
   std::string flip;    // bits to flip, for tests: slice:position:step:what:element:bit, ...
   std::string sticky;  // the same, from that step on, every time
+  double unit_seconds = 0;  // elastic jobs, for measurements: a unit takes at least this long
 };
 
 struct Config {

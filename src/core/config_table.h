@@ -289,6 +289,9 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"faults.sticky", any_value(),
             "elastic jobs, for tests: as faults.flip, from that step on, every time"},
         c.faults.sticky);
+  visit(Key{"faults.unit_seconds", at_least(0),
+            "elastic jobs, for measurements: a unit takes at least this long; the processors are free meanwhile"},
+        c.faults.unit_seconds);
 }
 
 }  // namespace maniple

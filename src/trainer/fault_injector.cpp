@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdio>
 #include <sstream>
+#include <thread>
 
 #include "core/errors.h"
 #include "kernels/flip_bit.h"
@@ -54,9 +55,14 @@ std::vector<BitFlip> parse_faults(const FaultsConfig& faults) {
 
 FaultInjector::FaultInjector(const FaultsConfig& faults, SliceId slice, Life life, int64_t position,
                              TrainStep& step, TrainedModel& model)
-    : waiting_(parse_faults(faults)), life_(life), model_(model) {
+    : waiting_(parse_faults(faults)), life_(life), model_(model), unit_time_(faults.unit_seconds) {
   std::erase_if(waiting_,
                 [&](const BitFlip& f) { return f.slice != slice || f.position != position; });
+  if (unit_time_.count() > 0)
+    step.inject_fault = [this](const FaultPoint& at) {
+      if (at.phase == FaultPoint::kBackward) end_unit();
+      return false;
+    };
   if (waiting_.empty()) return;
   step.on_gradients = [this](TrainStep::GradientPlace place) {
     constexpr std::array names = {"gradient", "sum", "reduced"};
@@ -74,8 +80,15 @@ FaultInjector::FaultInjector(const FaultsConfig& faults, SliceId slice, Life lif
 void FaultInjector::begin(Step step, uint32_t attempt) {
   step_ = step;
   first_attempt_ = attempt == 0;
+  unit_end_ = std::chrono::steady_clock::now();
   for (const char* what : kState)
     reach(what, [this](const BitFlip& f) { model_.optimizer->flip(f.what, f.element, f.bit); });
+}
+
+void FaultInjector::end_unit() {
+  unit_end_ += std::chrono::duration_cast<std::chrono::steady_clock::duration>(unit_time_);
+  std::this_thread::sleep_until(unit_end_);
+  unit_end_ = std::max(unit_end_, std::chrono::steady_clock::now());
 }
 
 void FaultInjector::reach(const std::string& what,

@@ -1,7 +1,8 @@
 // Bits flipped in a slice on purpose, so that tests can see what finds them (faults.flip,
-// faults.sticky). Off and free without faults.
+// faults.sticky), and units that take longer (faults.unit_seconds). Off and free without faults.
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ class FaultInjector {
   void begin(Step step, uint32_t attempt);
 
  private:
+  void end_unit();  // sleeps away what is left of the unit's time
   void reach(const std::string& what, const std::function<void(const BitFlip&)>& damage);
 
   std::vector<BitFlip> waiting_;
@@ -47,6 +49,8 @@ class FaultInjector {
   TrainedModel& model_;
   Step step_ = 0;
   bool first_attempt_ = true;
+  const std::chrono::duration<double> unit_time_;
+  std::chrono::steady_clock::time_point unit_end_;  // not before
 };
 
 }  // namespace maniple
