@@ -129,6 +129,7 @@ void Coordinator::receive_agent_hello(SliceId slice, const AgentHello& hello) {
 void Coordinator::receive_beat(SliceId slice, const Beat& beat) {
   Slot& slot = slots_.at(slice);
   slot.watch.see(beat.progress, now_);
+  slot.unit_time = static_cast<Time>(beat.progress.unit_us);
   const SliceStatus& status = beat.status;
   if (slot.stage == Stage::kLaunched && status.phase != SlicePhase::kWaiting)
     doom(slice, "it belongs to an epoch that is over", false);

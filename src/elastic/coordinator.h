@@ -22,6 +22,7 @@
 #include "elastic/hangs.h"
 #include "elastic/links.h"
 #include "elastic/rows.h"
+#include "elastic/stragglers.h"
 
 namespace maniple {
 
@@ -60,7 +61,7 @@ class Coordinator {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.history_, s.phase_, s.slots_, s.answers_, s.finished_, s.rows_, s.links_, s.parts_,
-      s.build_.lo, s.build_.hi, s.cause_, s.stop_after_, s.max_step_, s.phase_since_);
+      s.stragglers_, s.build_.lo, s.build_.hi, s.cause_, s.stop_after_, s.max_step_, s.phase_since_);
     f(static_cast<uint64_t>(s.ready_.size()));
     for (const SliceId slice : s.ready_) f(slice);
     for (const auto& [a, b] : s.broken_) f(a, b);
@@ -82,12 +83,13 @@ class Coordinator {
     uint32_t failures = 0;   // in a row
     Time launch_at = 0, launched_at = 0, heard_at = 0, nudged_at = 0;
     uint64_t host = 0;
+    Time unit_time = 0;  // of its last steps; 0: not known
     std::optional<Register> registration;
     ProgressWatch watch;
     template <class Self, class F>
     static void fields(Self& s, F&& f) {
       f(s.stage, s.agent, s.blameless, s.suspected, s.failures, s.launch_at, s.launched_at,
-        s.heard_at, s.nudged_at, s.host, s.registration, s.watch);
+        s.heard_at, s.nudged_at, s.host, s.unit_time, s.registration, s.watch);
     }
   };
   struct Part {
@@ -116,6 +118,7 @@ class Coordinator {
   void grant_leases();
   void expire_leases();
   void check_hangs();
+  void note_stragglers();
   void ended(SliceId slice, int32_t code, const std::string& reason);
   void lose_member(SliceId slice, const std::string& reason);
   void doom(SliceId slice, const std::string& reason, bool blameless);
@@ -166,6 +169,7 @@ class Coordinator {
   std::set<SlicePair> broken_;  // links reported broken in this epoch
   RowBook rows_;
   LinkBook links_;
+  StragglerWatch stragglers_;
   std::vector<Part> parts_;
   Fingerprint build_;
   std::string cause_;               // of the change under way

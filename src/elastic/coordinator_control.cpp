@@ -52,9 +52,12 @@ std::string Coordinator::status_text() const {
   for (const auto& [slice, slot] : slots_) {
     const auto at = history_.slots.find(slice);
     const SlotHistory past = at == history_.slots.end() ? SlotHistory{} : at->second;
-    text += fmt::format("slice {} life {} {} failures {} strikes {}{}{}\n", slice, past.life,
+    text += fmt::format("slice {} life {} {} failures {} strikes {}{}{}", slice, past.life,
                         kStages[static_cast<size_t>(slot.stage)], slot.failures, past.strikes,
                         past.banned ? " banned" : "", past.drained ? " drained" : "");
+    if (slot.stage == Stage::kMember && slot.unit_time > 0)
+      text += fmt::format(" unit {:.3g} ms", static_cast<double>(slot.unit_time) / kMillisecond);
+    text += '\n';
   }
   return text;
 }

@@ -8,6 +8,7 @@ namespace maniple {
 void Coordinator::advance() {
   expire_leases();
   check_hangs();
+  if (phase_ == CoordinatorPhase::kRunning) note_stragglers();
   while (advance_once()) {
   }
   launch_due();
@@ -243,6 +244,7 @@ void Coordinator::open_epoch(const EpochDecision& decision) {
 
 void Coordinator::run() {
   for (auto& [slice, slot] : slots_) slot.watch.restart(now_);
+  stragglers_.restart();
   set_phase(CoordinatorPhase::kRunning);
   note("run", fmt::format("epoch {} trains", history_.number()));
   send_members(Run{});

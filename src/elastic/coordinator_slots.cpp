@@ -74,6 +74,17 @@ void Coordinator::check_hangs() {
   for (auto& [slice, slot] : slots_) slot.watch.excuse(now_);
 }
 
+void Coordinator::note_stragglers() {
+  std::map<SliceId, Time> unit_times;
+  for (const auto& [slice, slot] : slots_)
+    if (slot.stage == Stage::kMember) unit_times[slice] = slot.unit_time;
+  for (const auto& [slice, slow, unit, others] : stragglers_.see(unit_times, max_step_)) {
+    const auto ms = [](Time t) { return static_cast<double>(t) / kMillisecond; };
+    note(slow ? "straggler" : "straggler_over",
+         fmt::format("slice {} takes {:.3g} ms for a unit, the others {:.3g} ms (median)", slice, ms(unit), ms(others)));
+  }
+}
+
 // The life of the slot is over.
 void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) {
   Slot& slot = slots_.at(slice);
@@ -82,6 +93,7 @@ void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) 
   const bool blameless = slot.blameless || history_.verdict;
   slot.stage = Stage::kIdle;
   slot.registration.reset();
+  slot.unit_time = 0;
   slot.blameless = false;
   slot.launch_at = now_;
   note("slice_ended", fmt::format("slice {} life {}: {}", slice, life_of(slice), reason));

@@ -36,9 +36,10 @@ struct AgentHello {
 struct SliceProgress {
   uint64_t count = 0;  // taken by the training thread; grows with everything it finishes
   std::optional<SliceId> waits_for;
+  uint64_t unit_us = 0;  // time of a unit in the last steps; 0: not known
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.count, s.waits_for);
+    f(s.count, s.waits_for, s.unit_us);
   }
 };
 

@@ -287,10 +287,12 @@ void Agent::renew_lease() {
   if (ranks_.size() != config_.ranks || ending_) return;
   const RankBeat* slowest = nullptr;
   std::optional<SliceStatus> status;
+  uint64_t unit_us = 0;
   for (const auto& [position, rank] : ranks_) {
     if (!rank.beaten) return;
     if (rank.beat->status) status = rank.beat->status;
     const uint64_t count = rank.beat->progress.count;
+    unit_us = std::max(unit_us, rank.beat->progress.unit_us);
     // Of equally slow ones the one that waits for another slice: the others wait for it.
     const bool slower = !slowest || count < slowest->progress.count ||
                         (count == slowest->progress.count && rank.beat->progress.waits_for);
@@ -298,7 +300,9 @@ void Agent::renew_lease() {
   }
   if (!status) return;  // the leader has not said yet
   for (auto& [position, rank] : ranks_) rank.beaten = false;
-  to_coordinator(Beat{*status, slowest->progress}, status->epoch);
+  SliceProgress progress = slowest->progress;
+  progress.unit_us = unit_us;
+  to_coordinator(Beat{*status, progress}, status->epoch);
 }
 
 void Agent::to_leader(const LocalMessage& message) {

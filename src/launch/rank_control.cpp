@@ -157,6 +157,11 @@ void RankControl::progress(const Doing& doing) {
   ++beat.progress.count;
 }
 
+void RankControl::pace(Time unit) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->doing.progress.unit_us = static_cast<uint64_t>(unit);
+}
+
 void RankControl::send(const Envelope& envelope) {
   asio::post(impl_->context,
              [impl = impl_.get(), frame = encode_local(envelope)] { impl->client->send(frame); });

@@ -65,6 +65,8 @@ class RankControl {
 
   // Any thread; in the training thread whenever it finishes something.
   void progress(const Doing& doing);
+  // The time of a unit in the last steps.
+  void pace(Time unit);
   // Leader, any thread: to the coordinator, in the order of the calls. Lost when the coordinator is
   // away.
   void send(const Envelope& envelope);

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <torch/version.h>
 
+#include <algorithm>
+
 #include "core/config_schema.h"
 #include "core/files.h"
 #include "launch/clock.h"
@@ -183,6 +185,16 @@ void ElasticSlice::progress(uint32_t unit) {
   (control_ ? control_->line() : *line_).progress({step_now_, attempt_now_, unit, 0});
 }
 
+// For the notice of stragglers: the median of the last steps.
+void ElasticSlice::note_pace(Time unit) {
+  constexpr size_t kSteps = 9;
+  unit_times_.push_back(unit);
+  if (unit_times_.size() > kSteps) unit_times_.erase(unit_times_.begin());
+  std::vector<Time> sorted = unit_times_;
+  std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
+  (control_ ? control_->line() : *line_).pace(sorted[sorted.size() / 2]);
+}
+
 bool ElasticSlice::halted() {
   std::lock_guard lock(mutex_);
   return !links_ || halted_ >= decision_.number;
@@ -239,8 +251,11 @@ void ElasticSlice::attempt(const Order& order) {
       return good = all_agree(!halted());
     };
     if (order.execution > 0) mesh_.trail().start();
-    mine = step_.compute(order.step, order.attempt, keep_on,
-                         order.execution ? std::nullopt : canary(order.step));
+    const Time began = monotonic_now();
+    const auto extra = order.execution ? std::nullopt : canary(order.step);
+    mine = step_.compute(order.step, order.attempt, keep_on, extra);
+    unit += extra && extra->second == mesh_.slice();
+    if (good && unit > 0) note_pace((monotonic_now() - began) / unit);
     trail_ = mesh_.trail().stop();
     sums = mine;
     if (config_.sdc.state) check_parameters(sums);

@@ -75,6 +75,7 @@ class ElasticSlice {
   std::optional<MetricRow> make_row();
   std::optional<std::string> state_fingerprint();
   void progress(uint32_t unit = 0);
+  void note_pace(Time unit);
   void note(const char* event, EpochNumber epoch, Step step);
 
   const Config& config_;
@@ -111,6 +112,7 @@ class ElasticSlice {
   std::string suspicion_;               // why it is one
   std::atomic<Step> step_now_ = 0;
   uint32_t attempt_now_ = 0;
+  std::vector<Time> unit_times_;  // of a unit, in the last steps
   CheckpointWriter writer_;
   std::optional<CheckpointPart> part_;  // being written; the leader reports it
 

@@ -132,6 +132,21 @@ def training_thread_hangs(job, draw):
     assert only_dropped(job, victim), f"dropped: {job.events('slice_dropped')}"
 
 
+@fault("F8", steps=400)
+def rank_three_times_slower(job, draw):
+    """its slice is named as a straggler, nobody is dropped"""
+    job.until_step(5)
+    victim = draw.randrange(4)
+    pid = job.pid("train", victim, draw.randrange(2))
+    deadline = time.monotonic() + 100
+    while not job.events("straggler") and time.monotonic() < deadline and job.process.poll() is None:
+        for number, seconds in ((signal.SIGSTOP, 0.04), (signal.SIGCONT, 0.02)):
+            job.send(pid, number)
+            time.sleep(seconds)
+    assert said(job, "straggler").startswith(f"slice {victim} takes"), f"straggler: {job.events('straggler')}"
+    assert only_dropped(job, victim) and not job.events("slice_dropped"), job.events("slice_dropped")
+
+
 @fault("F12", short=True)
 def coordinator_killed(job, draw):
     """training goes on, the restarted one continues the history"""
