@@ -10,7 +10,7 @@ The model has to be trained well before: one that was trained for a few hundred 
 from rounding.
 
 bench/qat_table.py [--seeds 3] [--steps 1000] [--lr 1e-3] [--start-steps 3000] [--start-lr 5e-3]
-                   [--grids int4_channel ...] [--rows 256] [--out FOLDER] [overrides...]
+                   [--grids int4_channel ...] [--rows 2000] [--out FOLDER] [overrides...]
 """
 import argparse
 import json
@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--start-steps", type=int, default=3000)
     parser.add_argument("--start-lr", type=float, default=5e-3)
     parser.add_argument("--grids", nargs="+", default=GRIDS, choices=GRIDS)
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     o = parser.parse_intermixed_args()
