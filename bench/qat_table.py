@@ -14,6 +14,7 @@ bench/qat_table.py [--seeds 3] [--steps 1000] [--lr 1e-3] [--start-steps 3000] [
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-import os
 PROGRAM = Path(os.environ.get("MANIPLE_PROGRAM") or ROOT / "build/bin/maniple")
 GRIDS = ["int4_channel", "q4_0", "int4_g32", "int4_g128", "sfp8"]
 

@@ -119,23 +119,6 @@ class Lecture {
   const TargetSpec spec_;
 };
 
-void check_config(const Config& config) {
-  if (config.distill.teacher.empty() || config.distill.store.empty())
-    throw ConfigError(fmt::format(
-        "cannot teach: distill.teacher is '{}', distill.store is '{}'; both must be given; set "
-        "distill.teacher=CHECKPOINT distill.store=FOLDER",
-        config.distill.teacher, config.distill.store));
-  if (config.distill.variant == "full")
-    throw ConfigError(
-        "cannot teach: distill.variant=full needs whole distributions, which no store holds; set "
-        "another distill.variant, or train with distill.teacher alone");
-  if (config.distill.temperature != 1 && !config.distill.variant.starts_with("topk"))
-    throw ConfigError(fmt::format(
-        "cannot teach: distill.temperature={} with distill.variant={}; sampled targets are drawn at "
-        "temperature 1; set distill.temperature=1",
-        config.distill.temperature, config.distill.variant));
-}
-
 void say_estimate(const TargetSpec& spec, const std::vector<TeacherRow>& probe, int64_t tokens,
                   int64_t seq_len, double seconds) {
   double entries = 0, count = 0;
@@ -229,6 +212,23 @@ class FileQueue {
 
 }  // namespace
 
+void check_teach_config(const Config& config) {
+  if (config.distill.teacher.empty() || config.distill.store.empty())
+    throw ConfigError(fmt::format(
+        "cannot teach: distill.teacher is '{}', distill.store is '{}'; both must be given; set "
+        "distill.teacher=CHECKPOINT distill.store=FOLDER",
+        config.distill.teacher, config.distill.store));
+  if (config.distill.variant == "full")
+    throw ConfigError(
+        "cannot teach: distill.variant=full needs whole distributions, which no store holds; set "
+        "another distill.variant, or train with distill.teacher alone");
+  if (config.distill.temperature != 1 && !config.distill.variant.starts_with("topk"))
+    throw ConfigError(fmt::format(
+        "cannot teach: distill.temperature={} with distill.variant={}; sampled targets are drawn at "
+        "temperature 1; set distill.temperature=1",
+        config.distill.temperature, config.distill.variant));
+}
+
 ExitCode teach(const Config& given, const TeachOptions& options,
                std::unique_ptr<Communicator> world) {
   Config config = given;
@@ -241,7 +241,7 @@ ExitCode teach(const Config& given, const TeachOptions& options,
   at::Device device = at::kCPU;
   const bool chief = world->rank() == 0;
   agree(*world, [&] {
-    check_config(config);
+    check_teach_config(config);
     device = find_device(config.run.device, rank_on_host());
     shape = make_mesh_shape(config.parallel, world->size());
     config.batch.rows = shape.slices * shape.inner_dp() * config.batch.micro_batch_rows;

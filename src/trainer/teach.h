@@ -20,6 +20,9 @@ struct TeachOptions {
 ExitCode teach(const Config& config, const TeachOptions& options,
                std::unique_ptr<Communicator> world);
 
+// Throws ConfigError for a config that nothing can be taught with.
+void check_teach_config(const Config& config);
+
 // A folder that holds the header of a teacher store.
 bool is_teacher_store(const std::string& path);
 // What the store is and how much of the teacher it keeps, as a table on stdout; `verify` checks every

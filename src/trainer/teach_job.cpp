@@ -11,6 +11,7 @@
 #include "launch/clock.h"
 #include "launch/processes.h"
 #include "trainer/elastic_plan.h"
+#include "trainer/teach.h"
 
 namespace maniple {
 namespace {
@@ -132,11 +133,7 @@ class Supervisor {
 }  // namespace
 
 ExitCode run_teach_job(const Config& config, const TeachJob& job) {
-  if (config.distill.store.empty() || config.distill.teacher.empty())
-    throw ConfigError(fmt::format(
-        "cannot teach: distill.teacher is '{}', distill.store is '{}'; both must be given; set "
-        "distill.teacher=CHECKPOINT distill.store=FOLDER",
-        config.distill.teacher, config.distill.store));
+  check_teach_config(config);
   if (!config.elastic.hosts.empty())
     throw ConfigError(fmt::format(
         "cannot teach on elastic.hosts={}: launch --teach starts slices on this machine only; run "
