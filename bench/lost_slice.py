@@ -10,7 +10,7 @@ ceil(R / (S - 1)): what is expected of a slice out is the ratio of the two.
 
 Printed: steps per second with all slices and with one out, their ratio against the expected one, and
 per round the stall of the survivors when the slice joins: the gap between two commits beyond a step,
-beside the time that the transfer of state took."""
+with the transfer of state in it."""
 import argparse
 import math
 import os
@@ -69,7 +69,7 @@ def main():
     for epochs in members.values():
         for epoch in epochs:
             sizes[epoch] = sizes.get(epoch, 0) + 1
-    gaps, stalls, transfers = {a.slices: [], a.slices - 1: []}, [], []
+    gaps, stalls = {a.slices: [], a.slices - 1: []}, []
     commits = [e for e in journal if e["event"] == "commit"]
     for before, after in zip(commits, commits[1:]):
         gap = (after["us"] - before["us"]) / 1e6
@@ -77,10 +77,6 @@ def main():
             gaps[sizes[after["epoch"]]].append(gap)
         elif sizes[after["epoch"]] == a.slices:
             stalls.append(gap)
-            between = [e for e in journal if before["us"] < e["us"] < after["us"]]
-            halt = [e["us"] for e in between if e["event"] == "halt"]
-            ready = [e["us"] for e in between if e["event"] == "restored"]
-            transfers.append((ready[0] - halt[-1]) / 1e6 if halt and ready else 0)
     full, less = (1 / statistics.median(gaps[n]) for n in (a.slices, a.slices - 1))
     expected = units / a.slices / math.ceil(units / (a.slices - 1))
     print(f"{a.slices} slices: {full:.3f} steps/s; {a.slices - 1} slices: {less:.3f} steps/s (medians of "
@@ -88,7 +84,7 @@ def main():
     print(f"ratio {less / full:.4f}, expected {expected:.4f}: {100 * (less / full / expected - 1):+.2f} %")
     beyond = [stall - 1 / full for stall in stalls]
     print("stall of the survivors at a join, beyond a step: "
-          + ", ".join(f"{1e3 * b:.0f} ms (halt to restored {1e3 * t:.0f})" for b, t in zip(beyond, transfers)))
+          + ", ".join(f"{1e3 * b:.0f} ms" for b in beyond))
     shutil.rmtree(folder)
 
 
