@@ -8,7 +8,7 @@ parameters. Each runs first without a fault and then with SIGKILLs, at the same 
 slices for all. They run one after the other, so that none takes processor time from another.
 
   Maniple             maniple launch
-  torchft, shortest   lighthouse, manager.allreduce over gloo, its shortest time-outs that were stable;
+  torchft, short      lighthouse, manager.allreduce over gloo, its shortest time-outs that were stable;
                       a killed replica group is started again at once. A sleep fills up its step to
                       Maniple's length: its survivors have idle processors
   torchft, default    the same with its default time-outs
@@ -16,14 +16,16 @@ slices for all. They run one after the other, so that none takes processor time 
                       checkpoint x mean time between failures); the same command again after a kill
 
 Printed:
-  tokens committed    of what the run without faults would have committed in the same time
-  lost per kill       the rest of that time, divided by the kills
   pause               longest time between two commits of the job from a kill to the next one, less a
                       step; a step that is computed again counts when the job has got beyond it. The
-                      last column of a row says how long this is in the run without faults
+                      same without kills: at the same times of the run without faults
   all pauses          time between commits beyond one step, where it is longer than two, from a kill
                       to the next one
+  with fewer slices   time of the steps that fewer than all slices committed
   discarded           steps that somebody computed and nobody used, or that were computed again
+  tokens committed    of what the run without faults committed in the same time. Read it with care:
+                      slices that share processors are not slower when there are fewer of them
+  machines of their own   computed: all pauses, and each second with fewer slices costs a quarter
   trajectory          first step whose state has other bits than in the run without faults
 
 torchft comes from PyPI into a folder of its own beside Maniple's cache."""
@@ -56,7 +58,7 @@ WARM_UP = 20  # steps before the clock starts
 PARAMETERS, TOKENS = 153296, 1536  # of tests/faults/tiny.yaml; tokens of a step
 CONFIG = ["train.steps=1000000", "metrics.fingerprint_every=1"]
 # Milliseconds of the lighthouse, seconds of the manager.
-SHORTEST = dict(quorum_tick_ms=20, heartbeat_timeout_ms=500, join_timeout_ms=200, timeout=0.5)
+SHORTEST = dict(quorum_tick_ms=20, heartbeat_timeout_ms=200, join_timeout_ms=100, timeout=0.2)
 
 
 def say(text):
@@ -292,14 +294,15 @@ class Run:
         return sum(slices / SLICES if divided else 1 for _, _, slices in self.commits)
 
     def pauses(self, kills, step):
-        """[(longest, all)] for each kill: an interval belongs to the first kill in it, else to the last before."""
+        """Per kill, the longest interval that reaches into the time up to the next kill, less a step; and
+        the sum of those beyond two steps, where each counts for the first kill in it, else the last before."""
         longest, all = [0.0] * len(kills), [0.0] * len(kills)
         for a, b in zip(self.times, [*self.times[1:], self.begin + self.seconds]):
-            first = bisect.bisect_right(kills, a)
-            kill = first if first < len(kills) and kills[first] <= b else first - 1
-            if kill >= 0:
+            before, last = bisect.bisect_right(kills, a) - 1, bisect.bisect_right(kills, b) - 1
+            for kill in range(max(before, 0), last + 1):
                 longest[kill] = max(longest[kill], b - a - step)
-                all[kill] += b - a - step if b - a > 2 * step else 0
+            if last >= 0 and b - a > 2 * step:
+                all[min(before + 1, last)] += b - a - step
         return longest, all
 
     def fewer(self):
@@ -330,23 +333,40 @@ def checkpoint_cost(run, every):
     return max(statistics.median(extra), 0.001)
 
 
-def row(name, run, free, divided=False):
-    kills = run.kills
+def figures(run, free, divided=False):
+    """What the table says of a contestant, and the numbers behind it."""
+    kills, n = run.kills, len(run.kills)
     longest, all = run.pauses(kills, free.step)
     quiet, _ = free.pauses([free.begin + t - run.begin for t in kills], free.step)
-    share = run.work(divided) / free.work(divided)
-    differs = run.differs(free)
-    ms = lambda t: f"{1e3 * t:.0f}"
-    figures = [name, ms(free.step), len(kills), f"{100 * share:.1f} %",
-               f"{(1 - share) * run.seconds / len(kills):.2f} s",
-               f"{ms(statistics.median(longest))} / {ms(max(longest))} ms",
-               f"{ms(statistics.median(quiet))} / {ms(max(quiet))} ms",
-               f"{ms(statistics.mean(all))} ms", f"{run.fewer() / len(kills):.1f} s",
-               f"{run.discarded / len(kills):.1f}",
-               "the same" if differs is None else f"another from step {differs} on"]
-    print("| " + " | ".join(map(str, figures)) + " |", flush=True)
-    return {"name": name, "figures": figures, "kills": [k - run.begin for k in kills], "longest": longest,
-            "all": all, "quiet": quiet, "share": share}
+    share, fewer = run.work(divided) / free.work(divided), run.fewer() / n
+    apart = statistics.mean(all) + fewer / SLICES
+    compared = len(run.states.keys() & free.states.keys())
+    differs, sound = run.differs(free), [step for at, step, _ in run.commits if at < kills[0]]
+    ms = lambda t: f"{1e3 * t:.0f} ms"
+    table = {
+        "step without a fault, median": ms(free.step),
+        "kills": n,
+        "pause per kill, median": ms(statistics.median(longest)),
+        "pause per kill, longest": ms(max(longest)),
+        "the same without kills, median, longest": f"{ms(statistics.median(quiet))}, {ms(max(quiet))}",
+        "all pauses per kill, mean": ms(statistics.mean(all)),
+        "with fewer slices per kill": f"{fewer:.1f} s",
+        "steps discarded or redone per kill": f"{run.discarded / n:.1f}",
+        "tokens committed": f"{100 * share:.1f} %",
+        "time lost per kill by tokens": f"{(1 - share) * run.seconds / n:.2f} s",
+        "tokens committed, on machines of their own": f"{100 * (1 - apart * n / run.seconds):.1f} %",
+        "time lost per kill, on machines of their own": f"{apart:.2f} s",
+        "trajectory": f"the same, {compared} steps" if differs is None else
+                      f"another from step {differs} on (first kill behind step {max(sound)})"}
+    return {"table": table, "kills": [k - run.begin for k in kills], "longest": longest, "all": all,
+            "quiet": quiet, "free_commits": len(free.commits), "commits": len(run.commits),
+            "free_discarded": free.discarded, "free_fewer_s": free.fewer()}
+
+
+def show(results):
+    print("| | " + " | ".join(results) + " |\n" + "| --- " * (len(results) + 1) + "|")
+    for name in next(iter(results.values()))["table"]:
+        print(f"| {name} | " + " | ".join(str(r["table"][name]) for r in results.values()) + " |")
 
 
 def main():
@@ -368,35 +388,35 @@ def main():
     os.environ["OMPI_MCA_odls_base_sigkill_timeout"] = "0"
     program, seconds = os.path.realpath(a.program), 60 * a.minutes
     kills = kill_times(seconds, a.mean, a.seed)
-    results = []
+    results = {}
     folder = tempfile.mkdtemp(prefix="maniple-against-")
     try:
         shutil.copy(ROOT / "tests/data/tinyshakespeare-200k.txt", folder + "/text.txt")
         text = (ROOT / "tests/faults/tiny.yaml").read_text()
         Path(folder + "/tiny.yaml").write_text(text.replace("path: text.txt", f"path: {folder}/text.txt"))
         say(f"{len(kills)} kills at " + ", ".join(f"{at:.0f}" for at, _ in kills))
-        print("| | step, ms | kills | tokens committed | lost per kill | pause, median / longest | the same without a kill "
-              "| all pauses per kill | with fewer slices per kill | discarded per kill | trajectory |\n" + "| --- " * 11 + "|")
         say("Maniple, without and with kills")
         free = Run(Maniple(program, folder, a.lease), seconds)
         if "maniple" in a.only:
-            results.append(row("Maniple", Run(Maniple(program, folder, a.lease), seconds, kills), free))
+            results["Maniple"] = figures(Run(Maniple(program, folder, a.lease), seconds, kills), free)
         length = seconds / len(free.commits)
         if "short" in a.only or "default" in a.only:
             base = Run(Torchft(folder, 0, SHORTEST), 10).step
             pause = max(0, length - base)
             say(f"torchft: a step takes {1e3 * base:.1f} ms, and sleeps {1e3 * pause:.1f} ms")
             free = Run(Torchft(folder, pause, SHORTEST), seconds)
+            say(f"torchft without kills: {free.discarded} steps discarded, {free.fewer():.1f} s with fewer slices")
             for name, timeouts in (("short", SHORTEST), ("default", {})):
                 if name in a.only:
                     say(f"torchft with kills, time-outs: {timeouts or name}")
-                    results.append(row(f"torchft, {name}", Run(Torchft(folder, pause, timeouts), seconds, kills), free, True))
+                    results[f"torchft, {name}"] = figures(Run(Torchft(folder, pause, timeouts), seconds, kills), free, True)
         if "restart" in a.only:
             cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
             free = Run(Restart(program, folder, 0), seconds)
             every = max(1, round((2 * cost * a.mean) ** 0.5 / free.step))
             say(f"restart: a checkpoint costs {1e3 * cost:.0f} ms: one every {every} steps")
-            results.append(row("restart", Run(Restart(program, folder, every), seconds, kills), free))
+            results["restart"] = figures(Run(Restart(program, folder, every), seconds, kills), free)
+        show(results)
         if a.out:
             Path(a.out).write_text(json.dumps(results, indent=1))
     finally:
