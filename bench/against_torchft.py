@@ -57,8 +57,9 @@ SLICES = 4
 WARM_UP = 20  # steps before the clock starts
 PARAMETERS, TOKENS = 153296, 1536  # of tests/faults/tiny.yaml; tokens of a step
 CONFIG = ["train.steps=1000000", "metrics.fingerprint_every=1"]
-# Milliseconds of the lighthouse, seconds of the manager.
-SHORTEST = dict(quorum_tick_ms=20, heartbeat_timeout_ms=200, join_timeout_ms=100, timeout=0.2)
+# Time-outs of torchft from short to long: milliseconds of the lighthouse, seconds of manager and gloo.
+TIMEOUTS = [dict(quorum_tick_ms=20, heartbeat_timeout_ms=t, join_timeout_ms=t // 2, timeout=t / 1000)
+            for t in (200, 300, 500, 1000, 2000)]
 
 
 def say(text):
@@ -110,8 +111,9 @@ class Maniple:
         return kill(self.job.pid("train", slice))
 
     def stop(self):
-        self.job.process.terminate()
-        self.job.wait(30)
+        if self.job.process:
+            self.job.process.terminate()
+            self.job.wait(30)
 
     def result(self):
         commits, lost = {}, {}  # lost: epoch -> steps
@@ -135,7 +137,7 @@ class Torchft:
         self.folder, self.pause = tempfile.mkdtemp(dir=folder), pause
         self.timeout = timeouts.get("timeout")
         self.flags = [w for k, v in timeouts.items() if k != "timeout" for w in ("--" + k, str(v))]
-        self.workers, self.killed, self.deaths = {}, set(), 0
+        self.workers, self.lighthouse, self.killed, self.deaths = {}, None, set(), 0
 
     def run(self, *command):
         env = {**os.environ, "PYTHONPATH": str(PEER), "RUST_LOG": "error", "GLOO_SOCKET_IFNAME": "lo"}
@@ -177,7 +179,7 @@ class Torchft:
         return kill(self.workers[slice].pid)
 
     def stop(self):
-        for process in [*self.workers.values(), self.lighthouse]:
+        for process in filter(None, [*self.workers.values(), self.lighthouse]):
             process.kill()
             process.wait()
 
@@ -207,7 +209,7 @@ class Restart:
         self.run = tempfile.mkdtemp(dir=folder) + "/run"
         self.command = ["mpirun", "-n", str(SLICES), program, "train", f"{folder}/tiny.yaml",
                         "run.dir=" + self.run, *CONFIG, f"parallel.slices={SLICES}", f"checkpoint.every={every}"]
-        self.commits, self.position, self.inode, self.high = {}, 0, None, []
+        self.process, self.commits, self.position, self.inode, self.high = None, {}, 0, None, []
 
     def start(self):
         with open(self.run + ".out", "ab") as out:
@@ -245,8 +247,9 @@ class Restart:
             return False
 
     def stop(self):
-        self.process.kill()  # its ranks die with it
-        self.process.wait()
+        if self.process:
+            self.process.kill()  # its ranks die with it
+            self.process.wait()
 
     def result(self):
         states = {r["step"]: tuple(r.get(k) for k in EXACT) for r in lines(self.run + "/metrics.jsonl") if "loss" in r}
@@ -260,8 +263,8 @@ class Run:
 
     def __init__(self, contestant, seconds, kills=()):
         self.seconds, self.kills = seconds, []
-        contestant.start()
         try:
+            contestant.start()
             deadline = now() + 120
             while contestant.last_step() < WARM_UP:
                 if now() > deadline:
@@ -294,24 +297,37 @@ class Run:
         return sum(slices / SLICES if divided else 1 for _, _, slices in self.commits)
 
     def pauses(self, kills, step):
-        """Per kill, the longest interval that reaches into the time up to the next kill, less a step; and
-        the sum of those beyond two steps, where each counts for the first kill in it, else the last before."""
+        """Per kill, the longest interval between commits, less a step, and the sum of those beyond two
+        steps. An interval counts for the kills in it, in the sum for the first; else for the last before."""
         longest, all = [0.0] * len(kills), [0.0] * len(kills)
         for a, b in zip(self.times, [*self.times[1:], self.begin + self.seconds]):
-            before, last = bisect.bisect_right(kills, a) - 1, bisect.bisect_right(kills, b) - 1
-            for kill in range(max(before, 0), last + 1):
+            begin, end = bisect.bisect_right(kills, a), bisect.bisect_right(kills, b)
+            inside = range(begin, end) or range(max(begin - 1, 0), begin)
+            for kill in inside:
                 longest[kill] = max(longest[kill], b - a - step)
-            if last >= 0 and b - a > 2 * step:
-                all[min(before + 1, last)] += b - a - step
+            if inside and b - a > 2 * step:
+                all[inside[0]] += b - a - step
         return longest, all
 
     def fewer(self):
         """Seconds spent on steps with fewer slices."""
-        return sum(t for t, (_, _, slices) in zip(self.intervals, self.commits[-len(self.intervals):]) if slices < SLICES)
+        commits = self.commits[-len(self.intervals):]
+        return sum(t for t, (_, _, slices) in zip(self.intervals, commits) if slices < SLICES)
 
     def differs(self, other):
         """The first step whose state is another than in the other run."""
         return next((s for s in sorted(self.states) if s in other.states and self.states[s] != other.states[s]), None)
+
+
+def without_kills(run):
+    return f"{run.fewer():.1f} of {run.seconds:.0f} s with fewer slices"
+
+
+def stable(contestant):
+    """Nobody is dropped in half a minute in which nobody is killed."""
+    run = Run(contestant, 30)
+    say(f"torchft, {contestant.timeout} s: {without_kills(run)}")
+    return run.fewer() == 0
 
 
 def kill_times(seconds, mean, seed):
@@ -343,6 +359,7 @@ def figures(run, free, divided=False):
     compared = len(run.states.keys() & free.states.keys())
     differs, sound = run.differs(free), [step for at, step, _ in run.commits if at < kills[0]]
     ms = lambda t: f"{1e3 * t:.0f} ms"
+    say(f"{n} kills: pauses of " + ", ".join(f"{1e3 * t:.0f}" for t in longest) + " ms")
     table = {
         "step without a fault, median": ms(free.step),
         "kills": n,
@@ -359,7 +376,7 @@ def figures(run, free, divided=False):
         "trajectory": f"the same, {compared} steps" if differs is None else
                       f"another from step {differs} on (first kill behind step {max(sound)})"}
     return {"table": table, "kills": [k - run.begin for k in kills], "longest": longest, "all": all,
-            "quiet": quiet, "free_commits": len(free.commits), "commits": len(run.commits),
+            "quiet": quiet, "begin": run.begin, "times": run.times, "free_commits": len(free.commits), "commits": len(run.commits),
             "free_discarded": free.discarded, "free_fewer_s": free.fewer()}
 
 
@@ -401,15 +418,17 @@ def main():
             results["Maniple"] = figures(Run(Maniple(program, folder, a.lease), seconds, kills), free)
         length = seconds / len(free.commits)
         if "short" in a.only or "default" in a.only:
-            base = Run(Torchft(folder, 0, SHORTEST), 10).step
+            base = Run(Torchft(folder, 0, {}), 10).step
             pause = max(0, length - base)
             say(f"torchft: a step takes {1e3 * base:.1f} ms, and sleeps {1e3 * pause:.1f} ms")
-            free = Run(Torchft(folder, pause, SHORTEST), seconds)
-            say(f"torchft without kills: {free.discarded} steps discarded, {free.fewer():.1f} s with fewer slices")
-            for name, timeouts in (("short", SHORTEST), ("default", {})):
-                if name in a.only:
-                    say(f"torchft with kills, time-outs: {timeouts or name}")
-                    results[f"torchft, {name}"] = figures(Run(Torchft(folder, pause, timeouts), seconds, kills), free, True)
+            shortest = next((t for t in TIMEOUTS if stable(Torchft(folder, pause, t))), TIMEOUTS[-1])
+            free = Run(Torchft(folder, pause, shortest), seconds)
+            say(f"torchft without kills: {shortest}, {without_kills(free)}")
+            for name, timeouts in ((f"short, {shortest['timeout']} s", shortest), ("default", {})):
+                if name.split(",")[0] in a.only:
+                    say(f"torchft with kills, {name}")
+                    run = Run(Torchft(folder, pause, timeouts), seconds, kills)
+                    results[f"torchft, {name}"] = figures(run, free, divided=True)
         if "restart" in a.only:
             cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
             free = Run(Restart(program, folder, 0), seconds)
