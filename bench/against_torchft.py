@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Lost processes: Maniple against torchft and against checkpoint-restart, on this machine.
 
-    bench/against_torchft.py build/bin/maniple [--minutes 4] [--mean 20] [--seed 1] [--out FILE]
+    bench/against_torchft.py build/bin/maniple [--minutes 4] [--rounds 4] [--mean 20] [--out FILE]
 
 All have four slices (replica groups) of one process and one thread, and about the same number of
-parameters. Each runs first without a fault and then with SIGKILLs, at the same times and to the same
-slices for all. They run one after the other, so that none takes processor time from another.
+parameters. Each runs without a fault and with SIGKILLs, at the same times and to the same slices for
+all; --minutes is the time with kills of each. They take turns, so that none takes processor time
+from another, in rounds, so that what else the machine does hits all.
 
   Maniple             maniple launch
   torchft, short      lighthouse, manager.allreduce over gloo, its shortest time-outs that were stable;
@@ -17,7 +18,7 @@ slices for all. They run one after the other, so that none takes processor time 
 
 Printed:
   pause               longest time between two commits of the job from a kill to the next one, less a
-                      step; a step that is computed again counts when the job has got beyond it. The
+                      step of that time; a step that is computed again counts when the job has got beyond it. The
                       same without kills: at the same times of the run without faults
   all pauses          time between commits beyond one step, where it is longer than two, from a kill
                       to the next one
@@ -296,13 +297,15 @@ class Run:
         """Steps committed; one with fewer slices counts as a part where it has their tokens only."""
         return sum(slices / SLICES if divided else 1 for _, _, slices in self.commits)
 
-    def pauses(self, kills, step):
-        """Per kill, the longest interval between commits, less a step, and the sum of those beyond two
-        steps. An interval counts for the kills in it, in the sum for the first; else for the last before."""
+    def pauses(self, kills):
+        """Per kill, the longest interval between commits, less a step (median of the 20 before), and the
+        sum of those beyond two steps. An interval counts for the kills in it, in the sum for the first;
+        else for the last before."""
         longest, all = [0.0] * len(kills), [0.0] * len(kills)
-        for a, b in zip(self.times, [*self.times[1:], self.begin + self.seconds]):
+        for i, (a, b) in enumerate(zip(self.times, [*self.times[1:], self.begin + self.seconds])):
             begin, end = bisect.bisect_right(kills, a), bisect.bisect_right(kills, b)
             inside = range(begin, end) or range(max(begin - 1, 0), begin)
+            step = statistics.median(self.intervals[max(i - 20, 0):i] or [self.step])
             for kill in inside:
                 longest[kill] = max(longest[kill], b - a - step)
             if inside and b - a > 2 * step:
@@ -331,12 +334,12 @@ def stable(contestant):
 
 
 def kill_times(seconds, mean, seed):
-    """Exponential distances of at least 5 s; the last kill leaves 5 s."""
+    """Exponential distances of at least 5 s; the last kill leaves 5 s, and there is at least one."""
     draw, at, kills = random.Random(seed), 0.0, []
     while True:
         at += 5 + draw.expovariate(1 / (mean - 5))
         if at > seconds - 5:
-            return kills
+            return kills or [(seconds / 2, draw.randrange(SLICES))]
         kills.append((at, draw.randrange(SLICES)))
 
 
@@ -349,35 +352,39 @@ def checkpoint_cost(run, every):
     return max(statistics.median(extra), 0.001)
 
 
-def figures(run, free, divided=False):
-    """What the table says of a contestant, and the numbers behind it."""
-    kills, n = run.kills, len(run.kills)
-    longest, all = run.pauses(kills, free.step)
-    quiet, _ = free.pauses([free.begin + t - run.begin for t in kills], free.step)
-    share, fewer = run.work(divided) / free.work(divided), run.fewer() / n
+def figures(runs, frees, divided=False):
+    """What the table says of a contestant, and the numbers behind it: runs with kills and without them,
+    in pairs."""
+    n, seconds = sum(len(r.kills) for r in runs), sum(r.seconds for r in runs)
+    longest, all, quiet, differs = [], [], [], []
+    for run, free in zip(runs, frees):
+        for sums, more in zip((longest, all), run.pauses(run.kills)):
+            sums += more
+        quiet += free.pauses([free.begin + t - run.begin for t in run.kills])[0]
+        if first := run.differs(free):
+            sound = max(step for at, step, _ in run.commits if at < run.kills[0])
+            differs.append(f"another from step {first} on (first kill behind step {sound})")
+    share = sum(r.work(divided) for r in runs) / sum(f.work(divided) for f in frees)
+    fewer = sum(r.fewer() for r in runs) / n
     apart = statistics.mean(all) + fewer / SLICES
-    compared = len(run.states.keys() & free.states.keys())
-    differs, sound = run.differs(free), [step for at, step, _ in run.commits if at < kills[0]]
+    compared = sum(len(r.states.keys() & f.states.keys()) for r, f in zip(runs, frees))
     ms = lambda t: f"{1e3 * t:.0f} ms"
-    say(f"{n} kills: pauses of " + ", ".join(f"{1e3 * t:.0f}" for t in longest) + " ms")
     table = {
-        "step without a fault, median": ms(free.step),
+        "step without kills, with kills": ", ".join(ms(statistics.median(r.step for r in x)) for x in (frees, runs)),
         "kills": n,
         "pause per kill, median": ms(statistics.median(longest)),
         "pause per kill, longest": ms(max(longest)),
         "the same without kills, median, longest": f"{ms(statistics.median(quiet))}, {ms(max(quiet))}",
         "all pauses per kill, mean": ms(statistics.mean(all)),
         "with fewer slices per kill": f"{fewer:.1f} s",
-        "steps discarded or redone per kill": f"{run.discarded / n:.1f}",
+        "steps discarded or redone per kill": f"{sum(r.discarded for r in runs) / n:.1f}",
         "tokens committed": f"{100 * share:.1f} %",
-        "time lost per kill by tokens": f"{(1 - share) * run.seconds / n:.2f} s",
-        "tokens committed, on machines of their own": f"{100 * (1 - apart * n / run.seconds):.1f} %",
+        "time lost per kill by tokens": f"{(1 - share) * seconds / n:.2f} s",
+        "tokens committed, on machines of their own": f"{100 * (1 - apart * n / seconds):.1f} %",
         "time lost per kill, on machines of their own": f"{apart:.2f} s",
-        "trajectory": f"the same, {compared} steps" if differs is None else
-                      f"another from step {differs} on (first kill behind step {max(sound)})"}
-    return {"table": table, "kills": [k - run.begin for k in kills], "longest": longest, "all": all,
-            "quiet": quiet, "begin": run.begin, "times": run.times, "free_commits": len(free.commits), "commits": len(run.commits),
-            "free_discarded": free.discarded, "free_fewer_s": free.fewer()}
+        "trajectory": differs[0] if differs else f"the same, {compared} steps"}
+    return {"table": table, "longest": longest, "all": all, "quiet": quiet,
+            "rounds": [{"begin": r.begin, "kills": r.kills, "times": r.times} for r in runs]}
 
 
 def show(results):
@@ -390,10 +397,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
     parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="in which all take turns")
     parser.add_argument("--mean", type=float, default=20, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lease", type=float, default=0.5, help="elastic.lease")
-    parser.add_argument("--only", default="maniple,short,default,restart")
     parser.add_argument("--out", help="also write the results there, as JSON")
     a = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -403,38 +410,44 @@ def main():
     os.environ.update(line.split("=", 1) for line in settings.split("\0") if line.startswith("OMPI_"))
     # The siblings of a killed rank end at once, as under launch.
     os.environ["OMPI_MCA_odls_base_sigkill_timeout"] = "0"
-    program, seconds = os.path.realpath(a.program), 60 * a.minutes
-    kills = kill_times(seconds, a.mean, a.seed)
-    results = {}
+    program, seconds = os.path.realpath(a.program), 60 * a.minutes / a.rounds
+    schedule = [kill_times(seconds, a.mean, a.seed + i) for i in range(a.rounds)]
     folder = tempfile.mkdtemp(prefix="maniple-against-")
     try:
         shutil.copy(ROOT / "tests/data/tinyshakespeare-200k.txt", folder + "/text.txt")
         text = (ROOT / "tests/faults/tiny.yaml").read_text()
         Path(folder + "/tiny.yaml").write_text(text.replace("path: text.txt", f"path: {folder}/text.txt"))
-        say(f"{len(kills)} kills at " + ", ".join(f"{at:.0f}" for at, _ in kills))
-        say("Maniple, without and with kills")
-        free = Run(Maniple(program, folder, a.lease), seconds)
-        if "maniple" in a.only:
-            results["Maniple"] = figures(Run(Maniple(program, folder, a.lease), seconds, kills), free)
-        length = seconds / len(free.commits)
-        if "short" in a.only or "default" in a.only:
-            base = Run(Torchft(folder, 0, {}), 10).step
-            pause = max(0, length - base)
-            say(f"torchft: a step takes {1e3 * base:.1f} ms, and sleeps {1e3 * pause:.1f} ms")
-            shortest = next((t for t in TIMEOUTS if stable(Torchft(folder, pause, t))), TIMEOUTS[-1])
-            free = Run(Torchft(folder, pause, shortest), seconds)
-            say(f"torchft without kills: {shortest}, {without_kills(free)}")
-            for name, timeouts in ((f"short, {shortest['timeout']} s", shortest), ("default", {})):
-                if name.split(",")[0] in a.only:
-                    say(f"torchft with kills, {name}")
-                    run = Run(Torchft(folder, pause, timeouts), seconds, kills)
-                    results[f"torchft, {name}"] = figures(run, free, divided=True)
-        if "restart" in a.only:
-            cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
-            free = Run(Restart(program, folder, 0), seconds)
-            every = max(1, round((2 * cost * a.mean) ** 0.5 / free.step))
-            say(f"restart: a checkpoint costs {1e3 * cost:.0f} ms: one every {every} steps")
-            results["restart"] = figures(Run(Restart(program, folder, every), seconds, kills), free)
+        runs = {}  # of each name, one per round
+
+        def play(name, contestant, kills=()):
+            run = Run(contestant, seconds, kills)
+            runs.setdefault(name, []).append(run)
+            say(f"{name}: {len(run.commits)} steps, median {1e3 * run.step:.0f} ms, "
+                f"pauses " + ", ".join(f"{1e3 * t:.0f}" for t in run.pauses(run.kills)[0]))
+            return run
+
+        for number, kills in enumerate(schedule):
+            say(f"round {number + 1}: {len(kills)} kills at " + ", ".join(f"{at:.0f}" for at, _ in kills))
+            free = play("Maniple without kills", Maniple(program, folder, a.lease))
+            play("Maniple", Maniple(program, folder, a.lease), kills)
+            if number == 0:
+                base = Run(Torchft(folder, 0, {}), 10).step
+                pause = max(0, seconds / len(free.commits) - base)
+                say(f"torchft: a step takes {1e3 * base:.1f} ms, and sleeps {1e3 * pause:.1f} ms")
+                shortest = next((t for t in TIMEOUTS if stable(Torchft(folder, pause, t))), TIMEOUTS[-1])
+            free = play("torchft without kills", Torchft(folder, pause, shortest))
+            say(without_kills(free))
+            play("torchft, short", Torchft(folder, pause, shortest), kills)
+            play("torchft, default", Torchft(folder, pause, {}), kills)
+            if number == 0:
+                cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
+            free = play("restart without kills", Restart(program, folder, 0))
+            if number == 0:
+                every = max(1, round((2 * cost * a.mean) ** 0.5 / free.step))
+                say(f"restart: a checkpoint costs {1e3 * cost:.0f} ms: one every {every} steps")
+            play("restart", Restart(program, folder, every), kills)
+        results = {name: figures(runs[name], runs[name.split(",")[0] + " without kills"], "torchft" in name)
+                   for name in runs if "without" not in name}
         show(results)
         if a.out:
             Path(a.out).write_text(json.dumps(results, indent=1))
