@@ -101,6 +101,8 @@ def main():
             pid = job.pid(role, slice)
             if pid is None:
                 continue
+            # Its failures are forgiven, else it would be started again later every time.
+            subprocess.run([job.program, "ctl", job.run, "readmit", str(slice)], stdout=subprocess.DEVNULL)
             epoch = job.journal(training[0])[-1]["epoch"]
             kills.append((slice, epoch, len(training), *(stop if silent else kill_and_watch)(pid)))
             hellos.append(hello(job.program))
