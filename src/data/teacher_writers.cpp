@@ -68,12 +68,8 @@ TeacherWriters::TeacherWriters(const std::string& folder, uint64_t work)
       return;
     }
     if (try_lock(lock_, LOCK_SH, path)) {
-      uint64_t theirs = 0;
-      if (::pread(lock_, &theirs, sizeof theirs, 0) == sizeof theirs && theirs == work_) return;
-      throw IoError(fmt::format(
-          "cannot write teacher store {}: another process writes other rows or other files there; "
-          "those who write together have the same config; wait for it or stop it",
-          folder));
+      check_work();
+      return;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
@@ -86,12 +82,22 @@ TeacherWriters::~TeacherWriters() {
     if (fd >= 0) ::close(fd);
 }
 
+void TeacherWriters::check_work() const {
+  uint64_t theirs = 0;
+  if (::pread(lock_, &theirs, sizeof theirs, 0) == sizeof theirs && theirs == work_) return;
+  throw IoError(fmt::format(
+      "cannot write teacher store {}: another process writes other rows or other files there; "
+      "those who write together have the same config; wait for it or stop it",
+      folder_));
+}
+
 void TeacherWriters::share() {
   if (!alone_) return;
   const std::string path = folder_ + "/.lock";
   if (::pwrite(lock_, &work_, sizeof work_, 0) != sizeof work_) fail("write", path);
   alone_ = false;
   while (!try_lock(lock_, LOCK_SH, path)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  check_work();  // a lock is given up before it is changed: another may have come between
 }
 
 bool TeacherWriters::claim(uint64_t source, int64_t first_row) {

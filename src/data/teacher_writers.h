@@ -30,6 +30,8 @@ class TeacherWriters {
   struct Unlocked {};
   TeacherWriters(const std::string& folder, uint64_t work, Unlocked);
 
+  void check_work() const;
+
   const std::string folder_;
   const uint64_t work_;
   int lock_ = -1, claims_ = -1;

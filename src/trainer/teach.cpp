@@ -64,13 +64,15 @@ uint64_t work_number(const Config& config, const std::set<SampleId>& wanted) {
   return hash;
 }
 
-// What the store lacks, cut into files of rows of one source.
-std::vector<FilePlan> plan(const Config& config, const RowSource& rows, const TeacherStore& store,
-                           const std::set<SampleId>& wanted) {
+// What the store lacks, cut into files of rows of one source. there: '1' for each wanted sample that
+// the store has, as the chief saw it: others may be writing, and all ranks need the same plan.
+std::vector<FilePlan> plan(const Config& config, const RowSource& rows, const std::set<SampleId>& wanted,
+                           const std::string& there) {
   std::vector<FilePlan> shards;
   const std::vector<RowSource::Source> sources = rows.sources();
+  size_t number = 0;
   for (const SampleId& sample : wanted) {
-    if (store.has(sample)) continue;
+    if (there[number++] == '1') continue;
     const bool fits = !shards.empty() && shards.back().source.content == sample.source &&
                       static_cast<int64_t>(shards.back().rows.size()) < rows_per_file(config);
     if (!fits)
@@ -270,16 +272,16 @@ ExitCode teach(const Config& given, const TeachOptions& options,
     return header_text(stored);
   });
   const TeacherHeader header = parse_header(text, "header.json");
-  std::vector<FilePlan> shards;
-  agree(mesh.world(), [&] {
+  const std::string there = agree_on_text(mesh.world(), [&] {
     const TeacherStore store(config.distill.store);
-    shards = plan(config, *rows, store, wanted);
-    if (chief)
-      say(fmt::format("teacher store {}: {} rows are there, {} to write in {} files",
-                      config.distill.store, store.num_rows(),
-                      num_rows(shards),
-                      shards.size()));
+    std::string said;
+    for (const SampleId& sample : wanted) said += store.has(sample) ? '1' : '0';
+    return said;
   });
+  const std::vector<FilePlan> shards = plan(config, *rows, wanted, there);
+  if (chief)
+    say(fmt::format("teacher store {}: {} of {} rows are there, {} to write in {} files", config.distill.store,
+                    std::count(there.begin(), there.end(), '1'), wanted.size(), num_rows(shards), shards.size()));
   if (shards.empty()) return ExitCode::kOk;
 
   Lecture lecture(config, *rows, teacher, mesh);

@@ -57,7 +57,7 @@ class Supervisor {
       if (complete_) return finish();
       if (stop_requested() && !std::exchange(told, true))
         for (const Slice& slice : slices_)
-          if (slice.pid != 0) ::kill(slice.pid, SIGTERM);
+          if (slice.pid != 0) ::kill(slice.pid, SIGUSR1);  // TERM would leave the ranks no time
       bool running = false;
       for (size_t i = 0; i < slices_.size(); ++i) {
         Slice& slice = slices_[i];
@@ -100,9 +100,11 @@ class Supervisor {
     if (slice.ended) return;
     last_ = static_cast<ExitCode>(code);
     slice.ended = is_final(code) || ++slice.failures > config_.elastic.max_restarts;
-    slice.start_at = monotonic_now() + (100 * kMillisecond << std::min<int64_t>(slice.failures - 1, 8));
+    if (stop_requested()) return;
     say(fmt::format("slice {} ended with {}{}; {}", i, code, i > 0 ? " (" + log_of(i) + ")" : "",
                     slice.ended ? "it is given up" : "it is started again"));
+    if (!slice.ended)
+      slice.start_at = monotonic_now() + (100 * kMillisecond << std::min<int64_t>(slice.failures - 1, 8));
   }
 
   // One slice has seen that all rows are there: the others are about to see it.

@@ -66,6 +66,10 @@ wait $launcher || fail "launch --teach with a killed slice ended with $?: $(tail
 grep -q "ended with 137 .*it is started again" launched.log || fail "no slice was killed: $(cat launched.log)"
 same_store one launched
 rm -r launched
+# Slices of two ranks: both must have the same plan while the other slice adds files.
+"$program" launch --teach tiny.yaml "${student[@]}" parallel.slices=2 parallel.tp=2 distill.store=pairs >pairs.log 2>&1 ||
+  fail "launch --teach with tp = 2 ended with $?: $(tail -n 1 pairs.log)"
+same_store shaped pairs
 "${job[@]}" >stopped.log 2>&1 &
 launcher=$!
 for ((i = 0; i < 1500; ++i)); do (($(ls launched 2>/dev/null | grep -c 'h5$') >= 4)) && break; sleep 0.02; done
