@@ -66,6 +66,9 @@ std::vector<CoordinatorAction> Coordinator::on(const CoordinatorEvent& event, Ti
   if (late) grant_leases();
   if (const auto* received = std::get_if<Received>(&event)) {
     receive(received->envelope);
+  } else if (const auto* failing = std::get_if<SliceDying>(&event)) {
+    if (slots_.contains(failing->slice) && failing->life == life_of(failing->slice))
+      dying(failing->slice, failing->reason);
   } else if (const auto* lost = std::get_if<SliceLost>(&event)) {
     if (slots_.contains(lost->slice) && lost->life == life_of(lost->slice))
       ended(lost->slice, 0, lost->reason);
@@ -94,6 +97,8 @@ void Coordinator::receive(const Envelope& envelope) {
     send(slice, Launch{});
   }
   if (envelope.life == 0 || envelope.life != life_of(slice)) return;
+  if (const auto* failing = std::get_if<Dying>(&envelope.message))
+    return dying(slice, failing->reason);
   if (const auto* exited = std::get_if<Exited>(&envelope.message))
     return ended(slice, exited->code,
                  fmt::format("it exited with {}{}{}", exited->code,

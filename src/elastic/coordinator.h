@@ -61,7 +61,8 @@ class Coordinator {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.history_, s.phase_, s.slots_, s.answers_, s.finished_, s.rows_, s.links_, s.parts_,
-      s.stragglers_, s.build_.lo, s.build_.hi, s.cause_, s.stop_after_, s.max_step_, s.phase_since_);
+      s.stragglers_, s.build_.lo, s.build_.hi, s.cause_, s.stop_after_, s.max_step_, s.phase_since_,
+      s.planned_at_);
     f(static_cast<uint64_t>(s.ready_.size()));
     for (const SliceId slice : s.ready_) f(slice);
     for (const auto& [a, b] : s.broken_) f(a, b);
@@ -119,6 +120,7 @@ class Coordinator {
   void expire_leases();
   void check_hangs();
   void note_stragglers();
+  void dying(SliceId slice, const std::string& reason);
   void ended(SliceId slice, int32_t code, const std::string& reason);
   void lose_member(SliceId slice, const std::string& reason);
   void doom(SliceId slice, const std::string& reason, bool blameless);
@@ -176,6 +178,7 @@ class Coordinator {
   std::optional<Step> stop_after_;  // of a planned change
   Step max_step_ = 0;               // highest commit heard of in this epoch
   Time phase_since_ = 0, now_ = 0;
+  std::optional<Time> planned_at_;  // when a slice was last admitted or the job shrank, by plan
   std::vector<CoordinatorAction> actions_;
 };
 

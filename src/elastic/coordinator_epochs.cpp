@@ -27,6 +27,7 @@ bool Coordinator::advance_once() {
     case CoordinatorPhase::kRunning: {
       const std::string change = planned_change();
       if (change.empty()) return false;
+      planned_at_ = now_;
       stop_after(max_step_ + 2, change);
       return true;
     }
@@ -64,7 +65,7 @@ std::string Coordinator::planned_change() const {
   for (const auto& [slice, slot] : history_.slots)
     if (slot.drained && slots_.contains(slice) && is_member(slice) && can_shrink)
       return fmt::format("slice {} is drained", slice);
-  if (now_ - phase_since_ < config_.timeouts.admission_gap()) return {};
+  if (planned_at_ && now_ - *planned_at_ < config_.timeouts.admission_gap()) return {};
   if (members > target() && can_shrink) return fmt::format("the job shrinks to {}", target());
   if (members < target() && waiting > 0) return "a slice joins";
   return {};

@@ -35,7 +35,13 @@ struct Received {
 };
 // Time has passed; due every Timeouts::tick(). What sockets hold is delivered first.
 struct Tick {};
-// The launcher knows of a death (it reaped an agent, a host is gone).
+// The launcher knows of the death of an agent; what that had started is being ended.
+struct SliceDying {
+  SliceId slice = 0;
+  Life life = 0;
+  std::string reason;
+};
+// As Exited, from the launcher: an agent and everything that it had started are gone.
 struct SliceLost {
   SliceId slice = 0;
   Life life = 0;
@@ -51,7 +57,7 @@ struct OperatorRequest {
   Control control;
 };
 using CoordinatorEvent =
-    std::variant<Received, Tick, SliceLost, CheckpointPublished, OperatorRequest>;
+    std::variant<Received, Tick, SliceDying, SliceLost, CheckpointPublished, OperatorRequest>;
 
 // --- Actions, to be carried out in their order -------------------------------------------------
 

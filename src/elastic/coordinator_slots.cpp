@@ -85,6 +85,16 @@ void Coordinator::note_stragglers() {
   }
 }
 
+// The life of the slot does not go on, though processes of it may still be there.
+void Coordinator::dying(SliceId slice, const std::string& reason) {
+  const Stage stage = slots_.at(slice).stage;
+  if (history_.verdict) return;
+  if (stage == Stage::kMember)
+    lose_member(slice, reason);
+  else if (stage == Stage::kLaunched || stage == Stage::kWaiting)
+    doom(slice, reason, false);
+}
+
 // The life of the slot is over.
 void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) {
   Slot& slot = slots_.at(slice);
@@ -99,8 +109,7 @@ void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) 
   note("slice_ended", fmt::format("slice {} life {}: {}", slice, life_of(slice), reason));
   if (!blameless) {
     slot.failures = now_ - slot.launched_at >= config_.timeouts.healthy() ? 1 : slot.failures + 1;
-    const Time back_off = config_.timeouts.first_back_off() << std::min(slot.failures - 1, 16u);
-    slot.launch_at += std::min(back_off, config_.timeouts.longest_back_off());
+    slot.launch_at += config_.timeouts.back_off(slot.failures);
     if (is_final(code))
       ban(slice, code,
           fmt::format("slice {}: {}; a relaunch would only repeat it", slice, reason));

@@ -3,15 +3,14 @@
 namespace maniple {
 
 namespace {
-constexpr uint8_t kProtocolVersion = 1;
+constexpr uint8_t kProtocolVersion = 2;
 }
 
 const char* message_name(const Message& message) {
   static constexpr const char* kNames[] = {
-      "AgentHello", "Beat",    "Exited",       "Register",       "State",  "Ready",
-      "BrokenLink", "Rows",    "Finished",     "CheckpointPart", "SdcFinding", "Launch", "Kill",
-      "Stop",       "Epoch",   "Run",          "RowsAck",        "Query",  "Dismiss",
-      "Verdict",    "Control", "ControlReply", "Prepare"};
+      "AgentHello", "Beat",   "Dying", "Exited", "Register", "State",  "Ready",   "BrokenLink",
+      "Rows",       "Finished", "CheckpointPart", "SdcFinding", "Launch", "Kill", "Stop", "Epoch",
+      "Run",        "RowsAck", "Query", "Dismiss", "Verdict", "Control", "ControlReply", "Prepare"};
   static_assert(std::size(kNames) == std::variant_size_v<Message>);
   return kNames[message.index()];
 }

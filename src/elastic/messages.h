@@ -53,6 +53,16 @@ struct Beat {
   }
 };
 
+// A life cannot go on: a process of it has died, and the others are being ended. Exited follows when
+// none is left, which takes a while on busy processors.
+struct Dying {
+  std::string reason;
+  template <class Self, class F>
+  static void fields(Self& s, F&& f) {
+    f(s.reason);
+  }
+};
+
 // The processes of a life have ended.
 struct Exited {
   int32_t code = 0;    // of its mpirun; 128 + signal when killed by one
@@ -267,9 +277,9 @@ struct ControlReply {
   }
 };
 
-using Message = std::variant<AgentHello, Beat, Exited, Register, State, Ready, BrokenLink, Rows,
-                             Finished, CheckpointPart, SdcFinding, Launch, Kill, Stop, Epoch, Run, RowsAck,
-                             Query, Dismiss, Verdict, Control, ControlReply, Prepare>;
+using Message = std::variant<AgentHello, Beat, Dying, Exited, Register, State, Ready, BrokenLink, Rows,
+                             Finished, CheckpointPart, SdcFinding, Launch, Kill, Stop, Epoch, Run,
+                             RowsAck, Query, Dismiss, Verdict, Control, ControlReply, Prepare>;
 
 // A message with what every message carries. `slice` and `life` name the slice that the message
 // comes from or goes to.

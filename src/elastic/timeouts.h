@@ -32,10 +32,13 @@ class Timeouts {
   Time transport() const { return 10 * lease_; }     // sockets, NCCL: never decide
   Time harness() const { return 60 * lease_; }       // whoever tests the job kills it
   Time forming() const { return 30 * lease_; }       // waiting for the declared slices
-  Time admission_gap() const { return 5 * lease_; }  // between an epoch and a planned change
-  Time first_back_off() const { return lease_; }     // before a relaunch; doubles
-  Time longest_back_off() const { return 64 * lease_; }
+  Time admission_gap() const { return lease_; }      // between two planned changes of the members
   Time healthy() const { return 100 * lease_; }  // a life this long is forgiven its failures
+
+  // Before a relaunch after so many failures in a row: soon the first time, then a lease, doubling.
+  Time back_off(uint32_t failures) const {
+    return failures < 2 ? beat() : lease_ << std::min(failures - 2, 6u);
+  }
 
   // No progress count for this long is a hang, given the median gap between two counts.
   Time hang(Time median_gap) const { return std::max(3 * lease_, 20 * median_gap); }

@@ -72,6 +72,7 @@ Agent::~Agent() {
 }
 
 int Agent::run() {
+  schedule_first();
   watch_children();
   stop_signals_.async_wait([this](const asio::error_code& error, int) {
     if (!error) result_ = static_cast<int>(ExitCode::kPreempted);
@@ -212,12 +213,13 @@ void Agent::end_slice(const std::string& reason) {
   if (!tree_.alive()) return;
   if (!ending_)
     fmt::print(stderr, "agent of slice {}: ends life {}: {}\n", config_.slice, life_, reason);
-  ending_ = true;
+  if (!std::exchange(ending_, true)) to_coordinator(Dying{reason});
   tree_.kill();
 }
 
 void Agent::reap() {
-  if (const auto code = tree_.reap()) slice_ended(*code);
+  if (const auto code = tree_.reap()) return slice_ended(*code);
+  if (tree_.alive() && !tree_.main_alive() && !job_over_) end_slice("its mpirun ended");
 }
 
 void Agent::slice_ended(int code) {

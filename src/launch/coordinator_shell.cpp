@@ -2,6 +2,7 @@
 
 #include "core/errors.h"
 #include "launch/clock.h"
+#include "launch/processes.h"
 
 namespace maniple {
 
@@ -32,6 +33,7 @@ CoordinatorShell::~CoordinatorShell() {
 }
 
 int CoordinatorShell::run() {
+  schedule_first();
   // A burst of messages must not keep the clock from being looked at.
   constexpr int kMostHandlers = 10000;
   now_ = heard_at_ = monotonic_now();
@@ -116,8 +118,8 @@ void CoordinatorShell::hear_agent(SliceId slice, std::string_view payload) {
     ++counters_.misplaced;
 }
 
-// An operator's request, or the launcher's report that it has reaped the agent of a slice and
-// everything that the agent had started.
+// An operator's request, or the launcher's report that it has reaped the agent of a slice (Dying) and
+// everything that the agent had started (Exited).
 void CoordinatorShell::hear_client(Role role, const std::shared_ptr<Connection>& from,
                                    std::string_view payload) {
   const auto envelope = decode(payload);
@@ -126,8 +128,10 @@ void CoordinatorShell::hear_client(Role role, const std::shared_ptr<Connection>&
     asking_ = from;
     feed(OperatorRequest{*control});
     asking_.reset();
-  } else if (role == Role::kLauncher && std::holds_alternative<Exited>(envelope->message)) {
-    dead_agents_.push_back(envelope->slice);
+  } else if (role == Role::kLauncher && (std::holds_alternative<Dying>(envelope->message) ||
+                                         std::holds_alternative<Exited>(envelope->message))) {
+    const bool all_gone = std::holds_alternative<Exited>(envelope->message);
+    dead_agents_.push_back({envelope->slice, all_gone});
   } else {
     ++counters_.misplaced;
   }
@@ -136,10 +140,13 @@ void CoordinatorShell::hear_client(Role role, const std::shared_ptr<Connection>&
 // Examined when all that sockets held was delivered, the end of the dead agent's connection too. A
 // connection that is open then is its successor's, who says himself what he runs.
 void CoordinatorShell::report_dead_agents() {
-  for (const SliceId slice : std::exchange(dead_agents_, {})) {
+  for (const auto& [slice, all_gone] : std::exchange(dead_agents_, {})) {
     const auto slot = coordinator_->history().slots.find(slice);
     if (agents_.contains(slice) || slot == coordinator_->history().slots.end()) continue;
-    feed(SliceLost{slice, slot->second.life, "its agent died"});
+    if (all_gone)
+      feed(SliceLost{slice, slot->second.life, "its agent died"});
+    else
+      feed(SliceDying{slice, slot->second.life, "its agent died"});
   }
 }
 

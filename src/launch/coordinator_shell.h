@@ -79,7 +79,8 @@ class CoordinatorShell {
   std::unique_ptr<ControlServer> server_;
   std::map<SliceId, std::shared_ptr<Connection>> agents_;
   std::shared_ptr<Connection> asking_;  // the operator whose request is being answered
-  std::vector<SliceId> dead_agents_;    // as the launcher said, not yet examined
+  // As the launcher said, not yet examined: with or without everything that the agent had started.
+  std::vector<std::pair<SliceId, bool>> dead_agents_;
   std::map<SliceId, uint32_t> starts_;  // number of the latest agent of a slot
   Time now_ = 0;                        // the coordinator's time
   Time heard_at_ = 0;                   // when the last word of any agent came

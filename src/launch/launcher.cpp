@@ -81,6 +81,7 @@ Launcher::~Launcher() {
 }
 
 int Launcher::run() {
+  schedule_first();
   watch_children();
   watch_stop_signals();
   start_coordinator();
@@ -204,6 +205,7 @@ void Launcher::agent_ended(SliceId slice, int wait_status) {
   count_failure(agent);
   close_input(agent.input);
   agent.reported = false;
+  if (!done) send(slice, Dying{});
   if (done || (!is_remote() && agent.failures > config_.max_failures)) agent.start_at = 0;
   if (is_remote() && !done && !result_ && agents_end_by_ == 0)
     fmt::print(stderr, "the agent of slice {} on {} ended with {}; it is started again\n", slice,

@@ -17,6 +17,11 @@ namespace maniple {
 
 void become_subreaper();  // throws IoError
 
+// For a thread that sleeps nearly always and must not queue behind computing ones when it wakes: real
+// time scheduling (SCHED_RR 1), not inherited by what it starts. Without the permission
+// (CAP_SYS_NICE) everything stays as it is.
+void schedule_first() noexcept;
+
 struct ProcessCommand {
   std::vector<std::string> arguments;  // the program first; searched in PATH
   std::vector<std::pair<std::string, std::string>> environment;  // added to this process's own

@@ -13,6 +13,7 @@
 #include "core/errors.h"
 #include "launch/control_client.h"
 #include "launch/job_token.h"
+#include "launch/processes.h"
 #include "launch/rank_environment.h"
 
 namespace maniple {
@@ -128,7 +129,10 @@ RankControl::RankControl(const Config& config, Events events)
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  impl_->thread = std::thread([this] { impl_->context.run(); });
+  impl_->thread = std::thread([this] {
+    schedule_first();
+    impl_->context.run();
+  });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   const bool answered =
       welcome.wait_for(std::chrono::microseconds(2 * config.timeouts.connect())) ==

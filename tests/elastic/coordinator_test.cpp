@@ -119,9 +119,17 @@ const std::vector<Case>& cases() {
          j.say(0, Beat{{SlicePhase::kStopped, j.number() - 1, 3}, {5, {}}});
        },
        "FRSCTPNDX"},
+      {"Dying, a member", [](Job& j) { j.say(0, Dying{"why"}); }, "FCCCCPCDX"},
+      {"Dying, the spare", [](Job& j) { j.say(2, Dying{"why"}); }, "FRSCTPNDX"},
+      {"Dying, an earlier life", [](Job& j) { j.say(0, Dying{"why"}, 0, 0); }, "FRSCTPNDX"},
       {"Exited, a member", [](Job& j) { j.say(0, Exited{139, {}}); }, "FCCCCPCDX"},
       {"Exited, the spare", [](Job& j) { j.say(2, Exited{139, {}}); }, "FRSCTPNDX"},
       {"Exited, an earlier life", [](Job& j) { j.say(0, Exited{139, {}}, 0, 0); }, "FRSCTPNDX"},
+      {"SliceDying",
+       [](Job& j) {
+         j.put(SliceDying{0, 1, "host"});
+       },
+       "FCCCCPCDX"},
       {"SliceLost",
        [](Job& j) {
          j.put(SliceLost{0, 1, "host"});
@@ -183,7 +191,7 @@ const std::vector<Case>& cases() {
       {"pause", [](Job& j) { j.operate(Command::kPause); }, "FSSCTPNDX"},
       {"resume", [](Job& j) { j.operate(Command::kResume); }, "FRSCTTNDX"},
       {"drain", [](Job& j) { j.operate(Command::kDrain, 1); }, "FSSCTPNDX"},
-      {"scale", [](Job& j) { j.operate(Command::kScale, 1); }, "TRSCTPNDX"},
+      {"scale", [](Job& j) { j.operate(Command::kScale, 1); }, "TSSCTPNDX"},
       {"readmit", [](Job& j) { j.operate(Command::kReadmit, 1); }, "FRSCTPNDX"},
       {"status", [](Job& j) { j.operate(Command::kStatus); }, "FRSCTPNDX"},
       {"a lost lease",
@@ -255,9 +263,10 @@ TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {
   for (Life life = 1; life <= 6; ++life) {
     job.say(2, Exited{1, {}}, 0, life);
     job.take_sent();
-    job.pass((kLease << (life - 1)) - kLease / 2, {0});
+    const Time back_off = life == 1 ? kLease / 40 : kLease << (life - 2);
+    job.pass(back_off - kLease / 40, {0});
     EXPECT_EQ(job.take_sent().find("Launch:2"), std::string::npos) << life;
-    job.pass(kLease, {0});
+    job.pass(kLease / 20, {0});
     EXPECT_EQ(job.take_sent().find("Launch:2") != std::string::npos, life <= 5) << life;
   }
   EXPECT_TRUE(job.coordinator().history().slots.at(2).banned);

@@ -28,6 +28,7 @@ std::vector<Message> one_of_each() {
   d.cause = "slice 2 is lost";
   return {AgentHello{9, 1, 2, true},
           Beat{{SlicePhase::kRunning, 5, 17}, {99, 2}},
+          Dying{"why"},
           Exited{139, "why"},
           Register{{1, 2}, 3, 4, "host:1"},
           State{1, 17, record, prepare_of(0), {3, 4}, {{16, "{}"}, {17, ""}}},

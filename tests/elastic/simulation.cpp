@@ -264,6 +264,7 @@ class Simulation {
     if (!node.alive) return;
     node.alive = false;
     node.code = code;
+    if (node.agent && chance(500)) send_up({0, 0, s, node.life, Dying{"a process died"}});
     if (node.agent) send_up({0, 0, s, node.life, Exited{code, {}}});
     const EpochNumber epoch = node.slice->machine.decision().number;
     for (const Member& m : node.slice->machine.decision().members)
@@ -405,6 +406,7 @@ class Simulation {
         node.frozen_until = now_ + between(100 * kMs, 3 * kSecond);
         return;
       case 5:  // the coordinator is told of a death that did not happen
+        if (chance(500)) return to_coordinator(SliceDying{s, node.life, "false alarm"});
         return to_coordinator(SliceLost{s, node.life, "false alarm"});
       case 6:
         node.cut_until = now_ + between(100 * kMs, 3 * kSecond);
