@@ -62,7 +62,7 @@ class Coordinator {
   static void fields(Self& s, F&& f) {
     f(s.history_, s.phase_, s.slots_, s.answers_, s.finished_, s.rows_, s.links_, s.parts_,
       s.stragglers_, s.build_.lo, s.build_.hi, s.cause_, s.stop_after_, s.max_step_, s.phase_since_,
-      s.planned_at_);
+      s.planned_at_, s.stopped_at_);
     f(static_cast<uint64_t>(s.ready_.size()));
     for (const SliceId slice : s.ready_) f(slice);
     for (const auto& [a, b] : s.broken_) f(a, b);
@@ -178,6 +178,7 @@ class Coordinator {
   std::optional<Step> stop_after_;  // of a planned change
   Step max_step_ = 0;               // highest commit heard of in this epoch
   Time phase_since_ = 0, now_ = 0;
+  std::optional<Time> stopped_at_;  // when STOP was sent that no RUN has followed
   std::optional<Time> planned_at_;  // when a slice was last admitted or the job shrank, by plan
   std::vector<CoordinatorAction> actions_;
 };

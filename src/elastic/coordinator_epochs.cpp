@@ -73,6 +73,7 @@ std::string Coordinator::planned_change() const {
 
 void Coordinator::stop_after(Step step, const std::string& cause) {
   cause_ = cause;
+  stopped_at_ = now_;
   stop_after_ = step;
   set_phase(CoordinatorPhase::kStopping);
   note("stop_after",
@@ -82,6 +83,7 @@ void Coordinator::stop_after(Step step, const std::string& cause) {
 
 void Coordinator::stop_at_once(const std::string& cause) {
   cause_ = cause;
+  if (!stopped_at_ || stop_after_) stopped_at_ = now_;
   stop_after_.reset();
   ready_.clear();
   set_phase(CoordinatorPhase::kCollecting);
@@ -246,8 +248,12 @@ void Coordinator::open_epoch(const EpochDecision& decision) {
 void Coordinator::run() {
   for (auto& [slice, slot] : slots_) slot.watch.restart(now_);
   stragglers_.restart();
+  const auto ms = [](Time time) { return static_cast<double>(time) / kMillisecond; };
+  std::string cost;
+  if (const auto since = std::exchange(stopped_at_, std::nullopt))
+    cost = fmt::format(", {:.1f} ms after STOP, {:.1f} of them to restore", ms(now_ - *since), ms(now_ - phase_since_));
   set_phase(CoordinatorPhase::kRunning);
-  note("run", fmt::format("epoch {} trains", history_.number()));
+  note("run", fmt::format("epoch {} trains{}", history_.number(), cost));
   send_members(Run{});
 }
 

@@ -18,6 +18,7 @@
 #include "interop/hub_model.h"
 #include "interop/safetensors.h"
 #include "metrics/console.h"
+#include "metrics/job_report.h"
 #include "model/shard_rules.h"
 #include "parallel/device.h"
 #include "trainer/agreement.h"
@@ -256,6 +257,11 @@ ExitCode command_inspect(const Options& o, bool verify) {
   return ExitCode::kOk;
 }
 
+ExitCode command_report(const Options& o) {
+  fmt::print("{}", format_job_report(read_job_report(o.model), detect_console_style(stdout)));
+  return ExitCode::kOk;
+}
+
 ExitCode command_replay(const Options& o) {
   ReplayRequest request = o.replay;
   if (o.unit >= 0) request.unit = o.unit;
@@ -371,6 +377,8 @@ int run_program(int argc, char** argv) {
   replay_c->add_option("--step", o.replay.step, "from 1")->required()->check(CLI::PositiveNumber);
   replay_c->add_option("--unit", o.unit, "only this unit of the step, from 0")->check(CLI::NonNegativeNumber);
   replay_c->add_option("--out", o.replay.out, "JSON lines: units with norms and fingerprints of each layer");
+  auto* report_c = add("report", "What an elastic job did with its time: goodput, epochs, time line. Example: maniple report runs/elastic");
+  report_c->add_option("run", o.model, "run folder")->required();
   auto* bench_c = add("bench", "Measure the speed of a config: phases, share of the product peak. Example: maniple bench config.yaml run.threads=2");
   with_config(bench_c);
   auto* doctor_c = add("doctor", "Print what this machine offers. Example: maniple doctor");
@@ -408,6 +416,7 @@ int run_program(int argc, char** argv) {
     else if (*verify_c) code = command_inspect(o, true);
     else if (*teach_c) code = command_teach(o);
     else if (*replay_c) code = command_replay(o);
+    else if (*report_c) code = command_report(o);
     else if (*bench_c) code = command_bench(o);
     else code = command_doctor();
     finalize_mpi();

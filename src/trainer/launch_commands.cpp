@@ -19,6 +19,7 @@
 #include "launch/job_token.h"
 #include "launch/launcher.h"
 #include "metrics/console.h"
+#include "metrics/job_report.h"
 #include "metrics/tensorboard_sink.h"
 #include "model/shard_rules.h"
 #include "trainer/checkpoint_writer.h"
@@ -232,6 +233,12 @@ ExitCode launch_job(Config config) {
   ::umask(before);
   const int code = job.run();
   ::unlink(control.c_str());
+  try {
+    const JobReport report = read_job_report(config.run.dir);
+    fmt::print("goodput {:.3f}; maniple report {} says where the time went\n", report.goodput(), config.run.dir);
+  } catch (const Error&) {
+    // Nothing was trained.
+  }
   return static_cast<ExitCode>(code);
 }
 
