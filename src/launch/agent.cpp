@@ -20,11 +20,15 @@ uint64_t random_id() {
 
 }  // namespace
 
+std::string shared_memory_folder(const std::string& folder, SliceId slice) {
+  return fmt::format("/dev/shm/maniple-{:016x}-{}", hash_name(folder), slice);
+}
+
 Agent::Agent(const AgentConfig& config)
     : config_(config),
       id_(random_id()),
       folder_(config.folder),
-      shared_memory_(fmt::format("/dev/shm/maniple-{:016x}-{}", hash_name(folder_.path()), config.slice)),
+      shared_memory_(shared_memory_folder(config.folder.empty() ? folder_.path() : config.folder, config.slice)),
       children_(context_, SIGCHLD),
       stop_signals_(context_, SIGTERM, SIGINT),
       timer_(context_),

@@ -47,6 +47,10 @@ struct AgentConfig {
   Timeouts timeouts;
 };
 
+// Where Open MPI keeps the segments of a slice's processes, given the agent's AgentConfig::folder. Of
+// an agent that was killed, the next one or the launcher removes it.
+std::string shared_memory_folder(const std::string& folder, SliceId slice);
+
 class Agent {
  public:
   explicit Agent(const AgentConfig& config);

@@ -11,6 +11,7 @@
 
 #include "core/errors.h"
 #include "elastic/decision_log.h"
+#include "launch/agent.h"
 #include "launch/clock.h"
 #include "launch/control_server.h"
 #include "launch/rank_environment.h"
@@ -77,6 +78,9 @@ Launcher::~Launcher() {
       for (const pid_t pid : left) ::kill(pid, SIGKILL);
     ::waitpid(left.front(), nullptr, WNOHANG);
   }
+  std::error_code ignored;
+  for (SliceId slice = 0; slice < config_.num_slots; ++slice)
+    std::filesystem::remove_all(shared_memory_folder(folder_.path(), slice), ignored);
   ::close(listener_);
 }
 
