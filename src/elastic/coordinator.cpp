@@ -67,11 +67,15 @@ std::vector<CoordinatorAction> Coordinator::on(const CoordinatorEvent& event, Ti
   if (const auto* received = std::get_if<Received>(&event)) {
     receive(received->envelope);
   } else if (const auto* failing = std::get_if<SliceDying>(&event)) {
-    if (slots_.contains(failing->slice) && failing->life == life_of(failing->slice))
+    if (slots_.contains(failing->slice) && failing->life == life_of(failing->slice)) {
+      slots_.at(failing->slice).agent = 0;  // nothing is launched before the next one is here
       dying(failing->slice, failing->reason);
+    }
   } else if (const auto* lost = std::get_if<SliceLost>(&event)) {
-    if (slots_.contains(lost->slice) && lost->life == life_of(lost->slice))
+    if (slots_.contains(lost->slice) && lost->life == life_of(lost->slice)) {
+      slots_.at(lost->slice).agent = 0;
       ended(lost->slice, 0, lost->reason);
+    }
   } else if (const auto* published = std::get_if<CheckpointPublished>(&event)) {
     // One that a crash kept from being logged may lie ahead of a rollback: its rows come again.
     const bool reached = published->step <= rows_.written() || !history_.epoch;

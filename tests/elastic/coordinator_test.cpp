@@ -272,6 +272,16 @@ TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {
   EXPECT_TRUE(job.coordinator().history().slots.at(2).banned);
 }
 
+TEST(Coordinator, NothingIsLaunchedByADeadAgent) {
+  Job job = Job::in('R');
+  job.put(SliceLost{2, 1, "its agent died"});
+  job.take_sent();
+  job.pass(3 * kLease, {0, 1});
+  EXPECT_EQ(job.take_sent().find("Launch:2"), std::string::npos);
+  job.say(2, AgentHello{7, 2, 0, false});
+  EXPECT_NE(job.take_sent().find("Launch:2"), std::string::npos);
+}
+
 TEST(Coordinator, AHangIsChargedToTheSliceThatWaitsForNobody) {
   Job job = Job::in('R');
   for (int n = 0; n < 200 && job.phase() == 'R'; ++n) {
