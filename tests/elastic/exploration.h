@@ -21,6 +21,7 @@ struct ExplorationPlan {
   int crashes = 1, evictions = 1, coordinator_crashes = 1;
   int refusals = 0;             // attempts that fail
   bool updates_at_once = true;  // ApplyUpdate and UpdateDone in one move
+  bool canonical = true;        // states that differ in what has no influence are one (canonical.h)
 };
 
 struct ExplorationResult {

@@ -145,6 +145,7 @@ void Observer::see(const CoordinatorAction& action,
     history_.apply(appended->record);
     log_.push_back(appended->record);
     if (const auto* epoch = std::get_if<EpochRecord>(&appended->record)) {
+      sizes_[epoch->decision.number] = epoch->decision.members.size();
       if (epoch->decision.number != before.number() + 1) throw Violation("epochs do not count up");
       const EpochDecision& d = epoch->decision;
       if (d.loads_checkpoint()) {
@@ -183,6 +184,25 @@ void Observer::see(const CoordinatorAction& action,
     if (publish->step > max_stable_ && publish->step > history_.committed)
       throw Violation("a checkpoint is published before its step is stable");
   }
+}
+
+void Observer::forget() {
+  log_.clear();
+  EpochNumber settled = kGone;
+  for (const auto& [slice, lives] : stopped_)
+    for (const auto& [life, epoch] : lives) settled = std::min(settled, epoch);
+  for (auto first = sent_.begin(); first != sent_.end();) {
+    const SentKey& key = first->first;
+    const auto same = [&](const auto& entry) {
+      return std::tie(entry.first.epoch, entry.first.step, entry.first.attempt) ==
+             std::tie(key.epoch, key.step, key.attempt);
+    };
+    const auto last = std::find_if_not(first, sent_.end(), same);
+    const size_t oks = std::count_if(first, last, [](const auto& entry) { return entry.second == Health::kOk; });
+    const bool whole = oks == sizes_[key.epoch];
+    first = key.epoch <= settled && !whole ? sent_.erase(first, last) : last;
+  }
+  std::erase_if(sizes_, [&](const auto& entry) { return std::none_of(sent_.begin(), sent_.end(), [&](const auto& sent) { return sent.first.epoch == entry.first; }) && entry.first != history_.number(); });
 }
 
 // A rollback is right only if some block has no holder among the members.

@@ -6,6 +6,7 @@
 // is not there: a wrong inventory or plan cannot stay unnoticed.
 #pragma once
 
+#include <limits>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -91,9 +92,16 @@ class Observer {
   void see(const CoordinatorAction& action, const std::map<SliceId, const ModelSlice*>& slices);
   const std::vector<MetricRow>& rows() const { return rows_; }
   const std::vector<LogRecord>& log() const { return log_; }
+  const History& history() const { return history_; }  // what the log adds up to
   Step published() const { return history_.published; }
   uint64_t num_rollbacks() const { return num_rollbacks_; }
   uint64_t num_commits() const { return num_commits_; }
+
+  // For an exploration, whose slices live once: the slice votes no more.
+  void gone(SliceId slice) { stopped_[slice] = {{1, kGone}}; }
+  // Forgets the PREPAREs of epochs in which nobody votes any more, where one is missing: no record
+  // of them may ever be used. The log too, which history() sums up.
+  void forget();
 
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
@@ -115,6 +123,8 @@ class Observer {
       f(s.epoch, s.step, s.attempt, s.slice);
     }
   };
+  static constexpr EpochNumber kGone = std::numeric_limits<EpochNumber>::max();
+
   BlockLayout layout_;
   Step last_step_;
   History history_;
@@ -122,6 +132,7 @@ class Observer {
   Step max_stable_ = 0;             // reported by any slice, not rolled back since
   std::map<SentKey, Health> sent_;  // PREPAREs
   std::map<SliceId, std::map<Life, EpochNumber>> stopped_;  // highest epoch answered with STATE
+  std::map<EpochNumber, size_t> sizes_;                     // of the epochs
   std::vector<MetricRow> rows_;
   uint64_t num_rollbacks_ = 0, num_commits_ = 0;
 };
