@@ -108,6 +108,7 @@ void Observer::see(const ModelSlice& slice, const MembershipAction& action) {
       if (!refused) throw Violation(fmt::format("slice {} repeats an attempt nobody refused", id));
     }
     sent_[{p.epoch, p.step, p.attempt, p.slice}] = p.report.health;
+    voters_[p.epoch] = slice.machine.decision().members.size();
   } else if (const auto* update = std::get_if<ApplyUpdate>(&action)) {
     const DecisionRecord& r = update->record;
     if (r.outcome == Outcome::kRedo || r.prepares.empty())
@@ -145,7 +146,6 @@ void Observer::see(const CoordinatorAction& action,
     history_.apply(appended->record);
     log_.push_back(appended->record);
     if (const auto* epoch = std::get_if<EpochRecord>(&appended->record)) {
-      sizes_[epoch->decision.number] = epoch->decision.members.size();
       if (epoch->decision.number != before.number() + 1) throw Violation("epochs do not count up");
       const EpochDecision& d = epoch->decision;
       if (d.loads_checkpoint()) {
@@ -188,21 +188,21 @@ void Observer::see(const CoordinatorAction& action,
 
 void Observer::forget() {
   log_.clear();
-  EpochNumber settled = kGone;
+  EpochNumber over = kGone;  // up to this epoch nobody votes
   for (const auto& [slice, lives] : stopped_)
-    for (const auto& [life, epoch] : lives) settled = std::min(settled, epoch);
+    for (const auto& [life, epoch] : lives) over = std::min(over, epoch);
   for (auto first = sent_.begin(); first != sent_.end();) {
-    const SentKey& key = first->first;
-    const auto same = [&](const auto& entry) {
-      return std::tie(entry.first.epoch, entry.first.step, entry.first.attempt) ==
-             std::tie(key.epoch, key.step, key.attempt);
-    };
-    const auto last = std::find_if_not(first, sent_.end(), same);
-    const size_t oks = std::count_if(first, last, [](const auto& entry) { return entry.second == Health::kOk; });
-    const bool whole = oks == sizes_[key.epoch];
-    first = key.epoch <= settled && !whole ? sent_.erase(first, last) : last;
+    const auto& [epoch, step, attempt, sender] = first->first;
+    const auto last = sent_.upper_bound({epoch, step, attempt, kNoSlice});
+    const size_t oks =
+        std::count_if(first, last, [](const auto& entry) { return entry.second == Health::kOk; });
+    const bool useless = epoch <= over && oks < voters_[epoch];
+    first = useless ? sent_.erase(first, last) : last;
   }
-  std::erase_if(sizes_, [&](const auto& entry) { return std::none_of(sent_.begin(), sent_.end(), [&](const auto& sent) { return sent.first.epoch == entry.first; }) && entry.first != history_.number(); });
+  std::erase_if(voters_, [&](const auto& entry) {
+    const auto at = sent_.lower_bound({entry.first, 0, 0, 0});
+    return at == sent_.end() || at->first.epoch != entry.first;
+  });
 }
 
 // A rollback is right only if some block has no holder among the members.

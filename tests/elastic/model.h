@@ -105,7 +105,7 @@ class Observer {
 
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.history_, s.max_stable_, s.sent_, s.stopped_, s.rows_);
+    f(s.history_, s.max_stable_, s.sent_, s.voters_, s.stopped_, s.rows_);
   }
 
  private:
@@ -124,6 +124,7 @@ class Observer {
     }
   };
   static constexpr EpochNumber kGone = std::numeric_limits<EpochNumber>::max();
+  static constexpr SliceId kNoSlice = std::numeric_limits<SliceId>::max();
 
   BlockLayout layout_;
   Step last_step_;
@@ -132,7 +133,7 @@ class Observer {
   Step max_stable_ = 0;             // reported by any slice, not rolled back since
   std::map<SentKey, Health> sent_;  // PREPAREs
   std::map<SliceId, std::map<Life, EpochNumber>> stopped_;  // highest epoch answered with STATE
-  std::map<EpochNumber, size_t> sizes_;                     // of the epochs
+  std::map<EpochNumber, uint64_t> voters_;  // how many members an epoch with PREPAREs has
   std::vector<MetricRow> rows_;
   uint64_t num_rollbacks_ = 0, num_commits_ = 0;
 };

@@ -1,6 +1,7 @@
 // One moment of a small elastic job, and what can happen next. A Moment names its parts by number
-// (interning.h): the coordinator, each slice with its model, the messages on each connection and what
-// the observer knows. What a part does on an event is computed once, by the real state machines.
+// (interning.h): the coordinator, each slice with its model, the messages on each connection and
+// what the observer knows. What a part does on an event is computed once, by the real state
+// machines.
 #pragma once
 
 #include <array>
@@ -21,9 +22,9 @@ struct Moment {
   Id coordinator = 0;  // 0: it has crashed
   Id observer = 0;
   std::array<Id, kMostSlices> node{};
-  std::array<Id, kMostSlices> down{}, up{};                 // queues from and to the coordinator
+  std::array<Id, kMostSlices> down{}, up{};                   // queues from and to the coordinator
   std::array<std::array<Id, kMostSlices>, kMostSlices> to{};  // of PREPAREs, from and to a slice
-  std::array<uint8_t, kMostSlices> lost{};  // this coordinator was told
+  std::array<uint8_t, kMostSlices> lost{};                    // this coordinator was told
   uint8_t crashes = 0, evictions = 0, coordinator_crashes = 0, refusals = 0;  // that may still come
 };
 
@@ -33,7 +34,8 @@ enum class MoveKind : uint8_t {
   kEvict,   // or, wrongly, of a slice's end
   kPrepare,
   kLosePrepares,
-  kHear,  // a slice hears the next message of the coordinator
+  kLoseOrders,  // what the coordinator sent before it crashed
+  kHear,        // a slice hears the next message of the coordinator
   kCompute,
   kFail,
   kUpdate,
@@ -53,10 +55,10 @@ class World {
   explicit World(const ExplorationPlan& plan);
 
   Moment first();
-  void moves(const Moment& state, std::vector<Move>& moves);
+  void moves(const Moment& now, std::vector<Move>& moves);
   // Throws Violation when an invariant breaks.
-  Moment after(const Moment& state, const Move& move);
-  std::string name(const Moment& state, const Move& move) const;
+  Moment after(const Moment& now, const Move& move);
+  std::string name(const Moment& now, const Move& move) const;
 
   bool done(const Moment& s) const;
   bool all_lost(const Moment& s) const;  // and nothing is launched here again
@@ -65,6 +67,10 @@ class World {
   std::string sizes() const;  // how many parts there are, for people
 
  private:
+  // Events of the coordinator: the number of a message, or the slice whose end is reported.
+  static constexpr Id kLost = 1u << 31, kFalseAlarm = 1u << 30;
+  static constexpr size_t kNoCrash = 255;
+
   struct Node {
     ModelSlice slice;
     bool alive = true;
@@ -109,31 +115,29 @@ class World {
     Id coordinator = 0;
     std::vector<Effect> effects;
   };
-  using Change = void (World::*)(Moment&);
 
   // What a slice does.
-  void run(Node& node, NodeEvent event, Id id, const Moment& state, Observer* observer,
+  void run(Node& node, NodeEvent event, Id id, const Moment& now, Observer* observer,
            NodeStep* step);
   void take(Node& node, const MembershipEvent& event, Observer* observer, NodeStep* step);
-  const NodeStep& node_step(const Moment& state, SliceId s, NodeEvent event, Id id, Id* number);
-  void happen(Moment& state, SliceId s, NodeEvent event, Id id = 0);
-  bool can_restore(const Moment& state, SliceId s) const;
-  const ModelSlice* find(const Moment& state, const Member& member) const;
+  const NodeStep& node_step(const Moment& now, SliceId s, NodeEvent event, Id id, Id* number);
+  void happen(Moment& now, SliceId s, NodeEvent event, Id id = 0);
+  bool can_restore(const Moment& now, SliceId s) const;
+  const ModelSlice* find(const Moment& now, const Member& member) const;
 
   // What the coordinator does.
   CoordinatorEvent event_of(Id event) const;
   const CoordinatorStep& coordinator_step(Id coordinator, Id event, Id* number);
   CoordinatorStep summary(Coordinator& machine, const std::vector<CoordinatorAction>& actions);
   bool concerns(const CoordinatorAction& action, Effect* effect);
-  void coordinate(Moment& state, Id event, size_t crash_after);
-  void perform(Moment& state, const CoordinatorStep& step, Id number, size_t crash_after,
-               const std::vector<CoordinatorAction>& actions);
-  void observe(Moment& state, const std::vector<CoordinatorAction>& actions, size_t effects);
-  void crash_coordinator(Moment& state);
-  void restart_coordinator(Moment& state);
+  void coordinate(Moment& now, Id event, size_t crash_after);
+  void observe(Moment& now, const std::vector<CoordinatorAction>& actions, size_t effects);
+  void crash_coordinator(Moment& now);
+  void restart_coordinator(Moment& now);
 
-  void settle(Moment& state);
-  bool is_member(const Moment& state, SliceId s) const;
+  bool broken(Break rule) const { return plan_.broken == rule; }
+  void settle(Moment& now);
+  bool is_member(const Moment& now, SliceId s) const;
 
   Id put(Node node);
   Id put(Coordinator machine);
