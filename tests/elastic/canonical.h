@@ -2,11 +2,10 @@
 // one value, so that they become one state.
 //
 //  - Incarnations. They are compared with those of older messages, of the same epoch's PREPAREs and
-//    of the log. Connections keep their order and an epoch is logged once, so the comparisons
-//    always have the same outcome here.
+//    of the log. Connections keep their order and an epoch is logged once, so the comparisons have
+//    the same outcome always.
 //  - Causes and reasons, which are for people.
-//  - The highest commit that the coordinator has heard of, where no planned change can come any
-//  more.
+//  - The highest commit that the coordinator has heard of, once no planned change can come any more.
 //  - Who was ready, outside Restoring, and who had finished, in Collecting: both are cleared before
 //    they are read again.
 #pragma once

@@ -1,5 +1,5 @@
 // Storage for an exploration: values that are equal get one number, transitions between them are
-// computed once, visited states are kept as fingerprints.
+// computed once, visited states are kept as fingerprints. Equal means: of the same 128 bits.
 #pragma once
 
 #define XXH_INLINE_ALL
