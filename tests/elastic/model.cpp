@@ -108,6 +108,7 @@ void Observer::see(const ModelSlice& slice, const MembershipAction& action) {
       if (!refused) throw Violation(fmt::format("slice {} repeats an attempt nobody refused", id));
     }
     sent_[{p.epoch, p.step, p.attempt, p.slice}] = p.report.health;
+    voters_[p.epoch] = slice.machine.decision().members.size();
   } else if (const auto* update = std::get_if<ApplyUpdate>(&action)) {
     const DecisionRecord& r = update->record;
     if (r.outcome == Outcome::kRedo || r.prepares.empty())
@@ -183,6 +184,25 @@ void Observer::see(const CoordinatorAction& action,
     if (publish->step > max_stable_ && publish->step > history_.committed)
       throw Violation("a checkpoint is published before its step is stable");
   }
+}
+
+void Observer::forget() {
+  log_.clear();
+  EpochNumber over = kGone;  // up to this epoch nobody votes
+  for (const auto& [slice, lives] : stopped_)
+    for (const auto& [life, epoch] : lives) over = std::min(over, epoch);
+  for (auto first = sent_.begin(); first != sent_.end();) {
+    const auto& [epoch, step, attempt, sender] = first->first;
+    const auto last = sent_.upper_bound({epoch, step, attempt, kNoSlice});
+    const size_t oks =
+        std::count_if(first, last, [](const auto& entry) { return entry.second == Health::kOk; });
+    const bool useless = epoch <= over && oks < voters_[epoch];
+    first = useless ? sent_.erase(first, last) : last;
+  }
+  std::erase_if(voters_, [&](const auto& entry) {
+    const auto at = sent_.lower_bound({entry.first, 0, 0, 0});
+    return at == sent_.end() || at->first.epoch != entry.first;
+  });
 }
 
 // A rollback is right only if some block has no holder among the members.

@@ -6,6 +6,7 @@
 // is not there: a wrong inventory or plan cannot stay unnoticed.
 #pragma once
 
+#include <limits>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -91,13 +92,20 @@ class Observer {
   void see(const CoordinatorAction& action, const std::map<SliceId, const ModelSlice*>& slices);
   const std::vector<MetricRow>& rows() const { return rows_; }
   const std::vector<LogRecord>& log() const { return log_; }
+  const History& history() const { return history_; }  // what the log adds up to
   Step published() const { return history_.published; }
   uint64_t num_rollbacks() const { return num_rollbacks_; }
   uint64_t num_commits() const { return num_commits_; }
 
+  // For an exploration, whose slices live once: the slice votes no more.
+  void gone(SliceId slice) { stopped_[slice] = {{1, kGone}}; }
+  // Forgets the PREPAREs of epochs in which nobody votes any more, where one is missing: no record
+  // of them may ever be used. The log too, which history() sums up.
+  void forget();
+
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.history_, s.max_stable_, s.sent_, s.stopped_, s.rows_);
+    f(s.history_, s.max_stable_, s.sent_, s.voters_, s.stopped_, s.rows_);
   }
 
  private:
@@ -115,6 +123,9 @@ class Observer {
       f(s.epoch, s.step, s.attempt, s.slice);
     }
   };
+  static constexpr EpochNumber kGone = std::numeric_limits<EpochNumber>::max();
+  static constexpr SliceId kNoSlice = std::numeric_limits<SliceId>::max();
+
   BlockLayout layout_;
   Step last_step_;
   History history_;
@@ -122,6 +133,7 @@ class Observer {
   Step max_stable_ = 0;             // reported by any slice, not rolled back since
   std::map<SentKey, Health> sent_;  // PREPAREs
   std::map<SliceId, std::map<Life, EpochNumber>> stopped_;  // highest epoch answered with STATE
+  std::map<EpochNumber, uint64_t> voters_;  // how many members an epoch with PREPAREs has
   std::vector<MetricRow> rows_;
   uint64_t num_rollbacks_ = 0, num_commits_ = 0;
 };
