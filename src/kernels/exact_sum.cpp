@@ -39,6 +39,7 @@ constexpr BitsOf<T> bits_of_power(int exponent) {
 // unspecified, but no instruction traps.
 template <typename T>
 struct FoldBody {
+  template <bool kFirst>
   MANIPLE_INLINE static bool run(const T* g, double scale, BitsOf<T> limit, uint64_t* acc,
                                  int64_t begin, int64_t n) {
     constexpr BitsOf<T> kMagnitude = ~(BitsOf<T>{1} << (8 * sizeof(T) - 1));
@@ -47,7 +48,8 @@ struct FoldBody {
       BitsOf<T> bits;
       std::memcpy(&bits, g + i, sizeof bits);
       illegal |= (bits & kMagnitude) >= limit;
-      acc[i] += static_cast<uint64_t>(std::llrint(static_cast<double>(g[i]) * scale));
+      const uint64_t before = kFirst ? 0 : acc[i];
+      acc[i] = before + static_cast<uint64_t>(std::llrint(static_cast<double>(g[i]) * scale));
     }
     return illegal == 0;
   }
@@ -57,6 +59,7 @@ struct FoldBody {
 // The compiler does not vectorise llrint. (The maskz forms: GCC 12 warns inside the plain ones.)
 constexpr __mmask8 kAll = 0xff;
 
+template <bool kFirst>
 MANIPLE_AVX512 bool fold_avx512(const float* g, double scale, int32_t limit, uint64_t* acc,
                                 int64_t n) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), limits = _mm256_set1_epi32(limit);
@@ -68,11 +71,13 @@ MANIPLE_AVX512 bool fold_avx512(const float* g, double scale, int32_t limit, uin
     illegal |= _mm256_cmpge_epi32_mask(_mm256_and_si256(_mm256_castps_si256(v), magnitude), limits);
     const __m512i x =
         _mm512_maskz_cvtpd_epi64(kAll, _mm512_mul_pd(_mm512_maskz_cvtps_pd(kAll, v), scales));
-    _mm512_storeu_si512(acc + i, _mm512_add_epi64(_mm512_loadu_si512(acc + i), x));
+    _mm512_storeu_si512(acc + i,
+                        kFirst ? x : _mm512_add_epi64(_mm512_loadu_si512(acc + i), x));
   }
-  return FoldBody<float>::run(g, scale, limit, acc, i, n) && illegal == 0;
+  return FoldBody<float>::run<kFirst>(g, scale, limit, acc, i, n) && illegal == 0;
 }
 
+template <bool kFirst>
 MANIPLE_AVX512 bool fold_avx512(const double* g, double scale, int64_t limit, uint64_t* acc,
                                 int64_t n) {
   const __m512i magnitude = _mm512_set1_epi64(INT64_MAX), limits = _mm512_set1_epi64(limit);
@@ -83,13 +88,14 @@ MANIPLE_AVX512 bool fold_avx512(const double* g, double scale, int64_t limit, ui
     const __m512d v = _mm512_loadu_pd(g + i);
     illegal |= _mm512_cmpge_epi64_mask(_mm512_and_si512(_mm512_castpd_si512(v), magnitude), limits);
     const __m512i x = _mm512_maskz_cvtpd_epi64(kAll, _mm512_mul_pd(v, scales));
-    _mm512_storeu_si512(acc + i, _mm512_add_epi64(_mm512_loadu_si512(acc + i), x));
+    _mm512_storeu_si512(acc + i,
+                        kFirst ? x : _mm512_add_epi64(_mm512_loadu_si512(acc + i), x));
   }
-  return FoldBody<double>::run(g, scale, limit, acc, i, n) && illegal == 0;
+  return FoldBody<double>::run<kFirst>(g, scale, limit, acc, i, n) && illegal == 0;
 }
 #endif
 
-template <typename T>
+template <bool kFirst, typename T>
 bool fold(std::span<const T> g, int q, int bound_bits, std::span<int64_t> acc) {
   MANIPLE_INVARIANT(g.size() == acc.size(), "{} addends, {} sums", g.size(), acc.size());
   MANIPLE_INVARIANT(q >= 0 && q <= 62 && bound_bits >= 0 && bound_bits <= 62,
@@ -99,9 +105,9 @@ bool fold(std::span<const T> g, int q, int bound_bits, std::span<int64_t> acc) {
   auto* sums = reinterpret_cast<uint64_t*>(acc.data());
   const auto n = static_cast<int64_t>(g.size());
 #if MANIPLE_X86
-  if (isa() == Isa::kAvx512) return fold_avx512(g.data(), scale, limit, sums, n);
+  if (isa() == Isa::kAvx512) return fold_avx512<kFirst>(g.data(), scale, limit, sums, n);
 #endif
-  return FoldBody<T>::run(g.data(), scale, limit, sums, 0, n);
+  return FoldBody<T>::template run<kFirst>(g.data(), scale, limit, sums, 0, n);
 }
 
 template <typename T>
@@ -311,10 +317,17 @@ int exact_bound_bits(int64_t num_addends) {
 }
 
 bool exact_fold(std::span<const float> g, int q, int bound_bits, std::span<int64_t> acc) {
-  return fold(g, q, bound_bits, acc);
+  return fold<false>(g, q, bound_bits, acc);
 }
 bool exact_fold(std::span<const double> g, int q, int bound_bits, std::span<int64_t> acc) {
-  return fold(g, q, bound_bits, acc);
+  return fold<false>(g, q, bound_bits, acc);
+}
+
+bool exact_round(std::span<const float> g, int q, int bound_bits, std::span<int64_t> sums) {
+  return fold<true>(g, q, bound_bits, sums);
+}
+bool exact_round(std::span<const double> g, int q, int bound_bits, std::span<int64_t> sums) {
+  return fold<true>(g, q, bound_bits, sums);
 }
 
 void exact_decode(std::span<const int64_t> acc, int q, double factor, std::span<float> out) {

@@ -26,6 +26,9 @@ int exact_bound_bits(int64_t num_addends);
 // beyond the bound (its element of acc is then unspecified): the step is non-finite.
 bool exact_fold(std::span<const float> g, int q, int bound_bits, std::span<int64_t> acc);
 bool exact_fold(std::span<const double> g, int q, int bound_bits, std::span<int64_t> acc);
+// The same for the first addend: acc[i] = rint(g[i] * 2^q).
+bool exact_round(std::span<const float> g, int q, int bound_bits, std::span<int64_t> acc);
+bool exact_round(std::span<const double> g, int q, int bound_bits, std::span<int64_t> acc);
 
 // out[i] = double(acc[i]) * 2^-q * factor, computed in double, rounded to the output type last.
 void exact_decode(std::span<const int64_t> acc, int q, double factor, std::span<float> out);

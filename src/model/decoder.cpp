@@ -5,6 +5,25 @@
 #include "model/recompute.h"
 
 namespace maniple {
+namespace {
+
+// The identity; backward, which comes after that of everything computed from x, calls on_backward.
+struct Milestone : torch::autograd::Function<Milestone> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
+                            int64_t decoder, int64_t layer) {
+    ctx->saved_data["decoder"] = decoder;
+    ctx->saved_data["layer"] = layer;
+    return x.view_as(x);
+  }
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
+                                               const torch::autograd::tensor_list& grads) {
+    const auto& decoder = *reinterpret_cast<Decoder*>(ctx->saved_data["decoder"].toInt());
+    if (decoder.on_backward) decoder.on_backward(ctx->saved_data["layer"].toInt());
+    return {grads[0], {}, {}};
+  }
+};
+
+}  // namespace
 
 Decoder::Decoder(const ModelConfig& model, ParameterStore& store, const FeedForwardFactory& moe,
                  bool recompute)
@@ -22,6 +41,8 @@ Decoder::Decoder(const ModelConfig& model, ParameterStore& store, const FeedForw
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
     const LayerConfig& config = model.layers[i];
     Layer layer{};
+    for (int g = 0; g < kNumGradGroups; ++g)
+      layer.begin[g] = store.group(static_cast<GradGroup>(g)).used;
     layer.before_attention = add_norm(prefix + "input_layernorm.weight");
     layer.attention = std::make_unique<Attention>(model, prefix + "self_attn.", config.sliding, store);
     // Llama-type models call the norm before the feed-forward post_attention_layernorm.
@@ -79,6 +100,8 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
     if (on_hidden) on_hidden(x);
     trail.reach_layer(l, x);
     if (hidden) hidden->push_back(x.detach());
+    if (on_backward && at::GradMode::is_enabled())
+      x = Milestone::apply(x, reinterpret_cast<int64_t>(this), l);
     // The inputs are shared by all layers: copying them copies references.
     auto body = [this, &layer, inputs](const std::vector<at::Tensor>& in, bool again) {
       LayerPass pass{.again = again, .loss = {}};

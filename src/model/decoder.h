@@ -2,6 +2,7 @@
 // whole logits.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <utility>
 
@@ -32,6 +33,11 @@ class Decoder {
   std::vector<at::Tensor> take_losses() { return std::exchange(losses_, {}); }
   // Called with the input of each layer and of the final norm, when they are there.
   std::function<void(const at::Tensor&)> on_hidden;
+  // Called in backward when the gradients of the layer and of all that follows are complete, so the
+  // flat elements of each gradient group from layer_begin(layer) on.
+  std::function<void(int64_t layer)> on_backward;
+  using FlatBegin = std::array<int64_t, kNumGradGroups>;
+  const FlatBegin& layer_begin(int64_t layer) const { return layers_[layer].begin; }
   Parameter& head() { return *head_; }  // [V / tp, D]
 
  private:
@@ -39,6 +45,7 @@ class Decoder {
     std::unique_ptr<Attention> attention;
     std::unique_ptr<FeedForward> feed_forward;
     Parameter *before_attention, *after_attention, *before_feed_forward, *after_feed_forward;
+    FlatBegin begin;
   };
   at::Tensor norm(const at::Tensor& x, Parameter& weight) const;
   // cache: null in training.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <map>
 #include <optional>
 
@@ -54,8 +55,15 @@ class ShardedAdamw {
 
   void refresh_values();  // working copies of held blocks from the masters (after loading)
 
-  void begin_attempt();      // clears sums and gradients
+  void begin_attempt();      // forgets sums and clears gradients
+  void begin_unit();         // before the first backward of a unit
   uint64_t gradient_hash() const;  // of the unit that is to be folded
+  // During the last backward of the attempt's last unit: elements of each group's flat buffer from
+  // `complete` on have their gradient. Folds those in whole blocks and begins to reduce them, inside
+  // the slice or, where this rank is all of it, between the slices. All ranks must call it alike,
+  // with falling numbers; then fold_unit, reduce_in_slice and reduce_across do what is left.
+  void begin_reduce(const std::array<int64_t, kNumGradGroups>& complete);
+  bool can_begin_early() const;  // alike on all ranks; else begin_reduce must not be called
   bool fold_unit();          // gradients of one unit -> sums; false: an addend is out of bounds
   void reduce_in_slice();    // collective over the slice: each rank has its section's sums
   void reduce_across();      // collective between the slices: holders have the sums of their blocks
@@ -136,11 +144,20 @@ class ShardedAdamw {
     std::vector<int64_t> give, take;        // elements to and from each slice as second holder
     at::Tensor sum, section, owned, taken;  // int64
     at::Tensor gathered;                    // parameters in the order of the sums
+    bool fresh = true;                      // no unit has been folded in this attempt
+    bool clean = false;                     // the gradients are zero
+    int64_t unfolded = 0;                   // elements of this unit, from the start of the buffer
+    std::vector<std::unique_ptr<Work>> under_way;  // reductions begun early
     std::map<int64_t, Block> blocks;        // by number, held now or before
   };
   void lay_out(Shard& shard, const BlockHolders& holders);
   void set_reduced(Shard& shard, const BlockHolders& holders);
   std::vector<Run> runs(const Shard& shard, int64_t begin) const;
+  // Where a shard's sums are reduced first: inside the slice, else between the slices.
+  Communicator& first_group(const Shard& shard) const;
+  void fold(Shard& shard, const Piece& piece);
+  void fold_from(Shard& shard, int64_t begin);  // what is not folded yet of elements from begin on
+  void reduce_early(Shard& shard, int64_t begin, int64_t end);
   const Block* find_block(int64_t number) const;  // null: empty at this position
   void update_piece(const Shard& shard, Block& block, int64_t piece, AdamwStep step, double factor);
   void update_on_device(const Shard& shard, Block& block, AdamwStep step, double factor);
@@ -158,6 +175,7 @@ class ShardedAdamw {
   const int q_;
   int64_t num_blocks_ = 0;
   std::vector<std::string> broken_;
+  std::atomic<bool> legal_{true};  // all addends of the unit so far
   bool copied_ = false, replicated_ = false;  // blocks have more than one holder; all slices
   std::vector<Shard> shards_;
   std::optional<FakeQuantizer> quantizer_;

@@ -17,6 +17,8 @@ class Work {
  public:
   virtual ~Work() = default;
   virtual void wait() = 0;
+  // Moves on what needs this thread to move, without waiting.
+  virtual void progress() {}
 };
 
 class Communicator {
@@ -27,7 +29,8 @@ class Communicator {
 
   // out holds size() parts of in.numel() elements, in rank order.
   virtual std::unique_ptr<Work> begin_all_gather(const at::Tensor& in, at::Tensor& out) = 0;
-  // Parts of counts[r] elements: out (counts.size() parts) holds rank r's in as part r.
+  // Parts of counts[r] elements: out (counts.size() parts) holds rank r's in as part r, which may be
+  // the same memory.
   virtual void all_gather_v(const at::Tensor& in, at::Tensor& out,
                             const std::vector<int64_t>& counts) = 0;
   // in: send_rows[r] rows (dim 0) for rank r, in rank order; out: recv_rows[r] rows from rank r.
@@ -37,6 +40,8 @@ class Communicator {
   // rank r; out the sum of this rank's part.
   virtual std::unique_ptr<Work> begin_reduce_scatter(const at::Tensor& in, at::Tensor& out,
                                                      const std::vector<int64_t>& counts) = 0;
+  // Whether a begun sum gets on by calls of Work::progress() while this rank computes.
+  virtual bool overlaps() const { return false; }
   virtual void all_reduce(at::Tensor& int64_tensor) = 0;
   virtual void broadcast(at::Tensor& tensor, int root) = 0;
   virtual void barrier() = 0;

@@ -99,13 +99,11 @@ struct Embed : Function<Embed> {
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     auto& t = saved<Parameter>(ctx, "table");
     const auto variables = ctx->get_saved_variables();
-    // Rows of other ranks go to the padding index, which embedding_dense_backward leaves out.
-    const int64_t rows = t.shape[0];
-    const at::Tensor index = at::where(variables[1], variables[0], rows);
+    // Rows of other ranks go to the index that is left out.
+    const at::Tensor index = at::where(variables[1], variables[0], t.shape[0]);
     const at::Tensor dy =
         grads[0].reshape({-1, t.shape[1]}).to(t.grad.scalar_type()).contiguous();
-    const at::Tensor g = at::embedding_dense_backward(dy, index, rows + 1, rows, false);
-    accumulate(t, g.narrow(0, 0, rows));
+    add_rows(dy, index, t.grad);
     return {{}, {}, {}, {}};
   }
 };

@@ -74,7 +74,7 @@ class LocalCommunicator : public Communicator {
       auto* to = static_cast<char*>(out.data_ptr());
       for (int r = 0; r < size_; ++r) {
         const int64_t bytes = counts[r] * in.element_size();
-        if (bytes) std::memcpy(to, all[r], bytes);
+        if (bytes && to != all[r]) std::memcpy(to, all[r], bytes);
         to += bytes;
       }
     });

@@ -1,17 +1,14 @@
 #include <mpi.h>
-#include <sched.h>
 
-#include <chrono>
 #include <cstdlib>
-#include <thread>
+#include <cstring>
 
-#include "core/errors.h"
 #include "parallel/communicator.h"
+#include "parallel/mpi_sum.h"
+#include "parallel/mpi_wait.h"
 
 namespace maniple {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 int to_int(int64_t n) {
   MANIPLE_INVARIANT(n >= 0 && n <= INT32_MAX, "{} elements do not fit one MPI message", n);
@@ -33,28 +30,12 @@ class Request : public Work {
   ~Request() override {
     if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
   }
-  // Polls at once for what comes soon, gives the processor to others for what takes a while, and
-  // sleeps between polls where a rank waits for long: with fewer processors than ranks somebody else
-  // needs it.
   void wait() override {
-    using namespace std::chrono_literals;
-    constexpr auto kPatience = 20ms;
-    const auto start = Clock::now();
-    for (int64_t polls = 0;; ++polls) {
+    wait_for(what_, deadline_s_, [&] {
       int done = 0;
       MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-      if (done) return;
-      if (polls < 200) continue;
-      const auto waited = Clock::now() - start;
-      if (waited < kPatience) {
-        sched_yield();
-        continue;
-      }
-      if (std::chrono::duration<double>(waited).count() > deadline_s_)
-        throw CommError(fmt::format("MPI {} did not finish within {} s: a rank hangs or is gone",
-                                    what_, deadline_s_));
-      std::this_thread::sleep_for(20us);
-    }
+      return done != 0;
+    });
   }
   MPI_Request request = MPI_REQUEST_NULL;
   std::vector<int> counts, offsets, counts2, offsets2;  // must outlive the operation
@@ -98,12 +79,26 @@ class MpiCommunicator : public Communicator {
   }
   void all_gather_v(const at::Tensor& in, at::Tensor& out,
                     const std::vector<int64_t>& counts) override {
-    Request work("all_gather_v", deadline_s_);
+    std::vector<MPI_Request> requests;
     const auto type = mpi_type(in.element_size());
-    prefix(counts, 1, work.counts, work.offsets);
-    MPI_Iallgatherv(in.data_ptr(), to_int(in.numel()), type, out.data_ptr(), work.counts.data(),
-                    work.offsets.data(), type, comm_, &work.request);
-    work.wait();
+    const int tag = next_tag(), n = to_int(in.numel());
+    auto* to = static_cast<char*>(out.data_ptr());
+    char* mine = to;
+    for (int r = 0; r < size_; ++r) {
+      if (r == rank_)
+        mine = to;
+      else if (counts[r])
+        MPI_Irecv(to, to_int(counts[r]), type, r, tag, comm_, &requests.emplace_back());
+      to += counts[r] * in.element_size();
+    }
+    for (int r = 0; r < size_; ++r)
+      if (r != rank_ && n) MPI_Isend(in.data_ptr(), n, type, r, tag, comm_, &requests.emplace_back());
+    if (n && mine != in.data_ptr()) std::memcpy(mine, in.data_ptr(), in.nbytes());
+    wait_for("all_gather_v", deadline_s_, [&] {
+      int done = 0;
+      MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
+      return done != 0;
+    });
   }
   void all_to_all_v(const at::Tensor& in, const std::vector<int64_t>& send_rows, at::Tensor& out,
                     const std::vector<int64_t>& recv_rows) override {
@@ -119,12 +114,12 @@ class MpiCommunicator : public Communicator {
   }
   std::unique_ptr<Work> begin_reduce_scatter(const at::Tensor& in, at::Tensor& out,
                                              const std::vector<int64_t>& counts) override {
-    auto work = std::make_unique<Request>("reduce_scatter", deadline_s_);
-    prefix(counts, 1, work->counts, work->offsets);
-    MPI_Ireduce_scatter(in.data_ptr(), out.data_ptr(), work->counts.data(), MPI_UINT64_T, MPI_SUM,
-                        comm_, &work->request);
-    return work;
+    const auto span = [](const at::Tensor& t) {
+      return std::span(static_cast<int64_t*>(t.data_ptr()), static_cast<size_t>(t.numel()));
+    };
+    return std::make_unique<MpiSum>(comm_, next_tag(), span(in), span(out), counts, deadline_s_);
   }
+  bool overlaps() const override { return true; }
   void all_reduce(at::Tensor& t) override {
     Request work("all_reduce", deadline_s_);
     MPI_Iallreduce(MPI_IN_PLACE, t.data_ptr(), to_int(t.numel()), MPI_UINT64_T, MPI_SUM, comm_,
@@ -149,9 +144,14 @@ class MpiCommunicator : public Communicator {
   }
 
  private:
+  // Of one operation among the last ones; all ranks make the same calls in the same order.
+  int next_tag() { return tag_ = tag_ % kMaxTag + 1; }
+  static constexpr int kMaxTag = 32767;  // what every MPI allows
+
   MPI_Comm comm_;
   double deadline_s_;
   bool owned_;
+  int tag_ = 0;
   int rank_ = 0, size_ = 1;
 };
 

@@ -109,8 +109,8 @@ ExitCode bench(Config config, std::unique_ptr<Communicator> world) {
       {"share of the peak", fmt::format("{:.1f} %", 100 * value("model_gflops") / peak)},
       {"memory, peak per rank", fmt::format("{:.0f} MiB", value("memory_rss_peak_mib"))}};
   Rows phases;
-  for (const char* phase : {"data", "forward", "dispatch", "experts", "combine", "backward", "fold",
-                            "exchange", "vote", "update", "publish"}) {
+  for (const char* phase : {"data", "forward", "dispatch", "experts", "combine", "backward", "overlap",
+                            "fold", "exchange", "vote", "update", "publish"}) {
     const double seconds = value(std::string("time_") + phase);
     phases.emplace_back(phase, fmt::format("{:8.4f} s  {:5.1f} %", seconds, 100 * seconds / step));
   }

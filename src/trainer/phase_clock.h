@@ -15,6 +15,7 @@ enum class Phase {
   kExperts,   // the experts' products, forward
   kCombine,   // sending the results back and adding them, forward
   kBackward,
+  kOverlap,  // fold and exchange while backward goes on
   kFold,
   kExchange,
   kVote,  // guard and vote

@@ -221,8 +221,16 @@ MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
   return b;
 }
 
-void TrainStep::backward_unit(int64_t step, int64_t unit) {
+void TrainStep::backward_unit(int64_t step, int64_t unit, bool early) {
+  model_.optimizer->begin_unit();
   for (int64_t round = 0; round < rounds_; ++round) {
+    model_.decoder->on_backward = {};
+    if (early && round == rounds_ - 1)
+      model_.decoder->on_backward = [this](int64_t layer) {
+        clock_.enter(Phase::kOverlap);
+        model_.optimizer->begin_reduce(model_.decoder->layer_begin(layer));
+        clock_.enter(Phase::kBackward);
+      };
     clock_.enter(Phase::kData);
     std::vector<Row> rows;
     if (unit >= first_unit_ && unit < first_unit_ + units_here_) {
@@ -244,6 +252,7 @@ void TrainStep::backward_unit(int64_t step, int64_t unit) {
     loss.backward();
     clock_.enter(Phase::kOther);
   }
+  model_.decoder->on_backward = {};
   if (on_gradients) on_gradients(GradientPlace::kUnit);
   mesh_.trail().end_unit([&] { return model_.optimizer->gradient_hash(); });
 }
@@ -306,7 +315,9 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
     if (inject_fault && inject_fault({step, attempt, unit, phase})) failed = true;
   };
 
-  // 2 to 4: data, forward, loss, backward, fold, unit by unit.
+  // 2 to 4: data, forward, loss, backward, fold, unit by unit. The exchange begins during the last
+  // backward, unless somebody wants to see gradients or sums before.
+  const bool early = !keep_on && !canary && !on_gradients && optimizer.can_begin_early();
   optimizer.begin_attempt();
   objective_->begin_attempt(step);
   StepSums sums(num_sums() - kFlagNumbers, 0);
@@ -318,7 +329,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
       failed = true;
       break;
     }
-    backward_unit(step, unit);
+    backward_unit(step, unit, early && unit == first_unit_ + units_here_ - 1);
     inject(unit, FaultPoint::kBackward);
     ObjectiveSums objective = objective_->take_sums();
     finite &= objective.make_finite();

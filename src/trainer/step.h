@@ -157,7 +157,8 @@ class TrainStep {
   // Rows of this rank's micro-batch number k, counted over the units and rounds of all steps.
   std::vector<Row> micro_batch_rows(uint64_t k) const;
   std::vector<Row> micro_batch_rows(int64_t step, int64_t unit, int64_t round) const;
-  void backward_unit(int64_t step, int64_t unit);
+  // early: begin to reduce gradients that are complete while backward goes on.
+  void backward_unit(int64_t step, int64_t unit, bool early = false);
   void add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums);
   size_t objective_begin() const;  // of the objective's sums but for the loss, among the step's
 

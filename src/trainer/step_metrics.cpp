@@ -67,6 +67,7 @@ void add_times(StepReport& report, const PhaseSeconds& seconds) {
   add("time_backward", of(Phase::kBackward));
   add("time_fold", of(Phase::kFold));
   add("time_exchange", of(Phase::kExchange));
+  add("time_overlap", of(Phase::kOverlap));
   add("time_vote", of(Phase::kVote));
   add("time_update", of(Phase::kUpdate));
   add("time_publish", of(Phase::kPublish));

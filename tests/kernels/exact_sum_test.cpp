@@ -75,6 +75,10 @@ void check_fold_of_special_values() {
             if (legal) {
               ASSERT_EQ(acc[place], expected - 5) << g << " q " << q;
             }
+            ASSERT_EQ(exact_round(block, q, bound_bits, acc), legal) << g << " q " << q;
+            if (legal) {
+              ASSERT_EQ(acc[place], expected) << g << " q " << q;
+            }
           }
       }
 }

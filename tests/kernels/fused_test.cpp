@@ -79,6 +79,13 @@ TEST_P(Fused, RowsMoveAndAddUp) {
       EXPECT_TRUE(at::equal(gather_rows(x, order, K), x.index_select(0, order.floor_divide(K))));
       expect_close(gather_sum_rows(slots, order, K), gather_sum_rows(wide(slots), order, K), "sum");
     }
+  const at::Tensor x = at::randn({300, 24}, at::kFloat), index = at::randint(0, 12, {300}, at::kLong);
+  for (const auto wide : {at::kFloat, at::kDouble}) {  // of the last index nothing is added
+    const at::Tensor from = x.to(wide), before = at::randn({11, 24}, wide), sums = before.clone();
+    add_rows(from, index, sums);
+    EXPECT_TRUE(at::equal(sums, before + at::embedding_dense_backward(from, index, 12, 11, false)
+                                             .narrow(0, 0, 11)));
+  }
   const at::Tensor none = at::empty({0}, at::kLong);
   EXPECT_EQ(gather_rows(operand({3, 8}), none).size(0), 0);
   EXPECT_EQ(gather_sum_rows(operand({3, 8}), none, 2).size(0), 0);

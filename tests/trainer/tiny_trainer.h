@@ -52,17 +52,18 @@ struct TrainedSteps {
   std::vector<Fingerprint> states;  // after each step, of all ranks
 };
 
+using Wrap = std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)>;
 using BeforeStep = std::function<void(Trainer&, int64_t step)>;
 
 // Steps on num_ranks ranks; every rank must see the same losses and attempts. `prepare` is called
-// before each step.
+// before each step; `wrap` puts something around each rank's communicator.
 inline TrainedSteps train_steps(const Config& config, int num_ranks, const BeforeStep& prepare = {},
-                           int64_t num_steps = 3) {
+                           int64_t num_steps = 3, const Wrap& wrap = {}) {
   TrainedSteps out;
   out.states.resize(num_steps);
   std::mutex mutex;
   run_local_ranks(num_ranks, [&](std::unique_ptr<Communicator> world) {
-    Trainer t(config, std::move(world));
+    Trainer t(config, wrap ? wrap(std::move(world)) : std::move(world));
     for (int64_t s = 1; s <= num_steps; ++s) {
       if (prepare) prepare(t, s);
       const StepOutcome o = t.step.run(s, config.optim.lr);
