@@ -48,6 +48,7 @@ struct SourceConfig {
   std::string path;
   std::string kind;  // text | megatron
   double weight = 1;
+  std::string hash = "";  // of the contents, 16 hex digits; empty: what is there is taken
 };
 
 struct DataConfig {

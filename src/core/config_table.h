@@ -51,6 +51,7 @@ void describe_source(Source& s, Visitor&& visit) {
   visit(Key{"kind", one_of({"text", "megatron"}, {"llmc", "hdf5"}), "format of the source"},
         s.kind);
   visit(Key{"weight", above(0), "share of the rows, relative to the other sources"}, s.weight);
+  visit(Key{"hash", any_value(), "16 hex digits that the contents must have; empty: not compared"}, s.hash);
 }
 
 // A field of model.*: a field of Hugging Face configs, kept as JSON only where it is given.
@@ -119,7 +120,10 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.batch.micro_batch_rows);
   visit(Key{"batch.seq_len", at_least(1), "targets per sequence"}, c.batch.seq_len);
 
-  visit(Key{"data.sources", any_value(), "list of {path, kind, weight}"}, c.data.sources);
+  visit(Key{"data.sources", any_value(),
+            "list of {path, kind, weight, hash}; hash: 16 hex digits that the contents must have, as "
+            "config.resolved.yaml of a launched run names them"},
+        c.data.sources);
   visit(Key{"data.validation", share(), "share of the rows of each source that is held out"},
         c.data.validation);
   visit(Key{"eval.every", at_least(0), "steps between evaluations; 0: never"}, c.eval.every);

@@ -205,6 +205,9 @@ ExitCode launch_job(Config config) {
   // What every slice would refuse is refused here, before any is started.
   const auto rows = attach_targets(
       config, model, open_row_source(config.data, config.batch.seq_len, model.vocab_size, config.run.seed));
+  // A slice that is started later, or elsewhere, must find the same data.
+  for (size_t i = 0; i < config.data.sources.size(); ++i)
+    config.data.sources[i].hash = fmt::format("{:016x}", rows->sources()[i].content);
   Console(stdout, detect_console_style(stdout), config.train.steps).table(job_table(config, layout));
   std::fflush(stdout);
   ensure_directory(config.run.dir + "/elastic");

@@ -1,10 +1,14 @@
 """Faults and what is expected of the job (rows of shared/spec/elastic.md section 9). A scenario gets
 a started job and disturbs it; its docstring is the expectation. It may return the exit code that is
 expected instead of 0. Each ends with all steps done, bit-identical, unless it says otherwise."""
+import glob
 import os
 import random
+import resource
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 
@@ -297,6 +301,76 @@ def newest_checkpoint_damaged(job, draw):
 
 def said(job, event):
     return " ".join(e["text"] for e in job.events(event))
+
+
+def make_shard(program, common):
+    """The text as a Megatron data set of 64-bit tokens, 1.5 MiB: "shard" in the current folder."""
+    tokens = open("text.txt", "rb").read()
+    with open("shard.bin", "wb") as out:
+        out.write(b"".join(struct.pack("<q", token) for token in tokens))
+    with open("shard.idx", "wb") as out:
+        out.write(b"MMIDIDX\0\0" + struct.pack("<QBQQiqqq", 1, 5, 1, 2, len(tokens), 0, 0, 1))
+
+
+SHARD = ["data.sources=[{path: shard, kind: megatron}]"]
+
+
+def flip_byte(path, place):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def ends_naming(job, words, code):
+    """The job ends with this code, and it was said why."""
+    got = job.wait()
+    text = read(job.run + ".out")
+    assert all(word in text for word in words), f"{words} is not said (exit code {got}): {text[-1000:]}"
+    return code
+
+
+@fault("F21", before=make_shard, both=SHARD)
+def data_shard_changed_while_it_is_used(job, draw):
+    """nobody computes with it; the job ends with 65, file and bytes are named"""
+    job.until_step(20)
+    flip_byte("shard.bin", 100000)
+    return ends_naming(job, ["data file shard.bin: bytes 65536 to 131071 have changed"], 65)
+
+
+@fault("F21", before=make_shard, both=SHARD)
+def data_shard_cut_short_while_it_is_used(job, draw):
+    """nobody computes with what is left; the job ends with 65, the file is named"""
+    job.until_step(20)
+    os.truncate("shard.bin", 600000)
+    return ends_naming(job, ["data file shard.bin ends at byte"], 65)
+
+
+@fault("F21", before=make_shard, both=SHARD)
+def data_shard_removed_while_it_is_used(job, draw):
+    """the job ends with 66, the file is named"""
+    job.until_step(20)
+    os.remove("shard.bin")
+    return ends_naming(job, ["data file shard.bin does not exist"], 66)
+
+
+@fault("F21", before=make_shard, both=SHARD, overrides=["checkpoint.every=10"])
+def data_shard_damaged_between_two_starts(job, draw):
+    """the start is refused with 65 until the shard is as it was; then the same end"""
+    job.until_step(20)
+    job.process.terminate()
+    assert job.wait(60) == 75, "TERM ends with 75"
+    whole = open("shard.bin", "rb").read()
+    flip_byte("shard.bin", 100000)
+    job.start()
+    assert job.wait(60) == 65 and "the contents of data.sources changed since" in read(job.run + ".out"), "a changed shard is taken"
+    os.truncate("shard.bin", 600000)
+    job.start()
+    assert job.wait(60) == 65 and "of shard.bin, which has 600000 bytes" in read(job.run + ".out"), "a short shard is taken"
+    with open("shard.bin", "wb") as file:
+        file.write(whole)
+    job.start()
 
 
 def flipped(what, element, bit):
@@ -631,3 +705,15 @@ def slice_killed_in_quantised_training(job, draw):
     job.until_step(20)
     job.kill("train", draw.randrange(4), draw.randrange(2))
     job.until_epochs(2)
+@fault("F21", before=make_store, both=["objective.kind=distill", "distill.store=store", "distill.alpha=0.3"])
+def teacher_chunk_damaged(job, draw):
+    """nobody computes with it; the job ends with 65, file and row are named"""
+    job.until_step(20)
+    for file in glob.glob("store/**/*.h5", recursive=True):
+        for place in range(os.path.getsize(file) // 8, os.path.getsize(file), 997):
+            flip_byte(file, place)
+    code = ends_naming(job, ["teacher store: ", "its hash is not the one that was written with it"], 65)
+    shutil.rmtree("store")  # the next row makes its own
+    return code
+
+
