@@ -20,6 +20,8 @@ std::optional<Canary> ElasticSlice::canary(Step step) const {
 std::string ElasticSlice::suspicion(const StepSums& sums) const {
   if (TrainStep::broken(sums, Check::kCanary)) return "two slices disagree about a unit";
   if (TrainStep::broken(sums, Check::kBlocks)) return "the holders of a block have different sums";
+  if (TrainStep::broken(sums, Check::kRows))
+    return "rows for the experts did not arrive as they were sent";
   if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
   if (!TrainStep::finite(sums)) return "a value is not finite";
   const StepOutcome out = step_.settle(sums);
