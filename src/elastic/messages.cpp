@@ -3,7 +3,7 @@
 namespace maniple {
 
 namespace {
-constexpr uint8_t kProtocolVersion = 1;
+constexpr uint8_t kProtocolVersion = 2;
 }
 
 const char* message_name(const Message& message) {

@@ -13,6 +13,10 @@ namespace maniple {
 
 std::optional<Canary> ElasticSlice::canary(Step step) const {
   const int64_t slices = mesh_.num_slices(), units = step_.num_units();
+  std::vector<int64_t> watched;  // on probation
+  for (int64_t m = 0; m < slices && slices > 1; ++m)
+    if (decision_.watched[m] >= step) watched.push_back(m);
+  if (!watched.empty()) return canary_by(watched[step % watched.size()], step, units, slices);
   return canary_of(step, units, slices, canary_interval(config_.sdc.canary_every, units, slices));
 }
 

@@ -249,6 +249,7 @@ ExitCode coordinate_job(const Config& config) {
   shell.job.min_slices = static_cast<uint32_t>(config.elastic.min_slices);
   shell.job.max_restarts = static_cast<uint32_t>(config.elastic.max_restarts);
   shell.job.max_strikes = static_cast<uint32_t>(config.sdc.max_strikes);
+  shell.job.probation = config.sdc.probation;
   const int64_t canaries = canary_interval(
       config.sdc.canary_every, num_units(config.batch, slice_shape(config, 0)), config.parallel.slices);
   shell.job.verify_after = 2 * config.parallel.slices * canaries;
