@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <set>
 
+#include "core/errors.h"
 #include "tiny_trainer.h"
 #include "trainer/fault_injector.h"
 
