@@ -494,7 +494,7 @@ def killed_during_a_replay(job, draw):
     job.until_epochs(2)
 
 
-@fault("F32", overrides=["checkpoint.every=20"], steps=300)
+@fault("F32", overrides=["checkpoint.every=20"])
 def no_file_descriptors_left_on_a_rank(job, draw):
     """no checkpoint meanwhile; in the next epoch, which needs links, its slice is dropped and comes back"""
     job.until_step(5)
@@ -507,7 +507,7 @@ def no_file_descriptors_left_on_a_rank(job, draw):
     assert all(e["text"].split()[1] in "02" for e in job.events("slice_ended")[:2]), job.events("slice_ended")
 
 
-@fault("F32", steps=300)
+@fault("F32")
 def no_memory_left_on_a_rank(job, draw):
     """as a kill"""
     job.until_step(5)
@@ -517,11 +517,11 @@ def no_memory_left_on_a_rank(job, draw):
     job.until(lambda: pid not in [p for p, _, _ in job.processes()], 60, "its end")
 
 
-@fault("F32", steps=400)
+@fault("F32", steps=300)
 def no_shared_memory_left_for_a_slice(job, draw):
     """it cannot start, is tried again and joins when there is some; the others go on"""
     job.until_step(5)
-    folder = glob.glob(f"/dev/shm/maniple-*-3")
+    folder = glob.glob("/dev/shm/maniple-*-3")
     mine = [f for f in folder if any(f in read(f"/proc/{pid}/environ") for pid, _, _ in job.processes("train", 3))]
     assert len(mine) == 1, f"folders of slice 3: {folder}"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", mine[0]], stderr=subprocess.DEVNULL).returncode:
