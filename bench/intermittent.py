@@ -2,7 +2,7 @@
 """How soon a rank that computes wrongly now and then is found: one bit of the input of a layer is
 flipped with probability p each time (faults.sticky), from step START on.
 
-  bench/intermittent.py build/bin/maniple --trials 3 --p 1e-1 1e-2 1e-3 [overrides...]
+  bench/intermittent.py build/bin/maniple [overrides...] --trials 3 --p 1e-1 1e-2 1e-3
 
 4 slices of 2 ranks; a rank reaches the place 6 times a step, and 2 times more in a canary. Per p: in
 how many trials anything was found, the median of the steps from START to the first finding and to the
