@@ -15,8 +15,9 @@ import tempfile
 
 root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CASES = {
-    "all off": ["sdc.state=false", "sdc.canary_every=0", "sdc.outliers=false"],
-    "state": ["sdc.canary_every=0", "sdc.outliers=false"],
+    "all off": ["sdc.state=false", "sdc.canary_every=0", "sdc.outliers=false", "sdc.dispatch=false"],
+    "dispatch": ["sdc.state=false", "sdc.canary_every=0", "sdc.outliers=false"],
+    "state": ["sdc.canary_every=0", "sdc.outliers=false", "sdc.dispatch=false"],
     "default": [],
 }
 

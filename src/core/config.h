@@ -48,6 +48,7 @@ struct SourceConfig {
   std::string path;
   std::string kind;  // text | megatron
   double weight = 1;
+  std::string hash = "";  // of the contents, 16 hex digits; empty: what is there is taken
 };
 
 struct DataConfig {
@@ -144,11 +145,15 @@ struct SdcConfig {
   bool state = true;         // compare optimizer state and parameters with what was written
   int64_t canary_every = -1; // steps between canary units; 0: none, -1: by the number of units
   bool outliers = true;      // replay a step whose loss or gradient norm is far from its history
+  bool dispatch = true;      // compare what ranks of a slice send each other with what arrives
   int64_t max_strikes = 3;   // wrong results of a slice before it is quarantined
+  int64_t burn_in = 1000;    // times that a slice which was quarantined repeats the probe unit
+  int64_t probation = 1000;  // steps with a canary of such a slice
 };
 struct FaultsConfig {
   std::string flip;    // bits to flip, for tests: slice:position:step:what:element:bit, ...
   std::string sticky;  // the same, from that step on, every time
+  std::string spike;   // units whose hidden states are multiplied, by whoever computes them
   double unit_seconds = 0;  // elastic jobs, for measurements: a unit takes at least this long
 };
 

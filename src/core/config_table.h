@@ -51,6 +51,7 @@ void describe_source(Source& s, Visitor&& visit) {
   visit(Key{"kind", one_of({"text", "megatron"}, {"llmc", "hdf5"}), "format of the source"},
         s.kind);
   visit(Key{"weight", above(0), "share of the rows, relative to the other sources"}, s.weight);
+  visit(Key{"hash", any_value(), "16 hex digits that the contents must have; empty: not compared"}, s.hash);
 }
 
 // A field of model.*: a field of Hugging Face configs, kept as JSON only where it is given.
@@ -119,7 +120,10 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.batch.micro_batch_rows);
   visit(Key{"batch.seq_len", at_least(1), "targets per sequence"}, c.batch.seq_len);
 
-  visit(Key{"data.sources", any_value(), "list of {path, kind, weight}"}, c.data.sources);
+  visit(Key{"data.sources", any_value(),
+            "list of {path, kind, weight, hash}; hash: 16 hex digits that the contents must have, as "
+            "config.resolved.yaml of a launched run names them"},
+        c.data.sources);
   visit(Key{"data.validation", share(), "share of the rows of each source that is held out"},
         c.data.validation);
   visit(Key{"eval.every", at_least(0), "steps between evaluations; 0: never"}, c.eval.every);
@@ -278,17 +282,32 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"sdc.outliers", any_value(),
             "elastic jobs: replay a step whose loss or gradient norm is far from the last 128 steps"},
         c.sdc.outliers);
+  visit(Key{"sdc.dispatch", any_value(),
+            "compare the rows that the ranks of a slice send each other for the experts with what arrives"},
+        c.sdc.dispatch);
   visit(Key{"sdc.max_strikes", at_least(1),
             "elastic jobs: wrong results of a slice before it is quarantined, until ctl readmit"},
         c.sdc.max_strikes);
+  visit(Key{"sdc.burn_in", at_least(1),
+            "elastic jobs: times that a slice which was quarantined and readmitted must compute the "
+            "probe unit with the same bits before it is taken"},
+        c.sdc.burn_in);
+  visit(Key{"sdc.probation", at_least(0),
+            "elastic jobs: steps, after such a slice has joined, with a canary unit of it in each"},
+        c.sdc.probation);
   visit(Key{"faults.flip", any_value(),
             "elastic jobs, for tests: bits to flip, a list with commas of "
             "slice:position:step:what:element:bit; what is master, m, v, parameter, gradient, sum, "
-            "reduced, hidden, gate, index or expert"},
+            "reduced, hidden, gate, index, expert or row; a slice of all is every one"},
         c.faults.flip);
   visit(Key{"faults.sticky", any_value(),
-            "elastic jobs, for tests: as faults.flip, from that step on, every time"},
+            "elastic jobs, for tests: as faults.flip, from that step on, every time; with :p behind it "
+            "only with that probability"},
         c.faults.sticky);
+  visit(Key{"faults.spike", any_value(),
+            "for tests: a list with commas of step:unit:factor; whoever computes that unit multiplies "
+            "its last hidden states by the factor, as data that nobody expected might"},
+        c.faults.spike);
   visit(Key{"faults.unit_seconds", at_least(0),
             "elastic jobs, for measurements: a unit takes at least this long; the processors are free meanwhile"},
         c.faults.unit_seconds);

@@ -7,10 +7,12 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/errors.h"
 #include "core/random.h"
 #include "data/file_bytes.h"
+#include "data/hashed_file.h"
 #include "data/token_stream.h"
 
 namespace maniple {
@@ -57,11 +59,14 @@ bool with_dtype(int code, Visit visit) {
 class MegatronStream : public TokenStream {
  public:
   MegatronStream(const std::string& path, int64_t vocab_size)
-      : idx_path_(path + ".idx"), bin_path_(path + ".bin"), idx_(idx_path_), bin_(bin_path_) {
+      : idx_path_(path + ".idx"), bin_path_(path + ".bin"), idx_(idx_path_) {
     read_header();
+    bin_ = std::make_unique<HashedFile>(
+        bin_path_, [&](int64_t begin, std::span<const uint8_t> chunk) { check_tokens(begin, chunk, vocab_size); });
     check_sequences();
     check_documents();
-    check_tokens(vocab_size);
+    const uint64_t lengths = XXH3_64bits(lengths_, static_cast<size_t>(4 * num_sequences_));
+    hash_ = key_of(bin_->hash(), lengths, static_cast<uint64_t>(dtype_));
   }
 
   int64_t num_tokens() const override { return num_tokens_; }
@@ -74,10 +79,11 @@ class MegatronStream : public TokenStream {
   uint64_t content_hash() const override { return hash_; }
 
   void read(int64_t offset, std::span<int32_t> out) const override {
+    std::vector<uint8_t> bytes(out.size() * static_cast<size_t>(token_bytes_));
+    bin_->read(offset * token_bytes_, bytes);
     with_dtype(dtype_, [&]<typename T>(T) {
-      const uint8_t* from = bin_.bytes().data() + offset * static_cast<int64_t>(sizeof(T));
       for (size_t i = 0; i < out.size(); ++i)
-        out[i] = static_cast<int32_t>(load<T>(from + i * sizeof(T)));
+        out[i] = static_cast<int32_t>(load<T>(bytes.data() + i * sizeof(T)));
     });
   }
 
@@ -117,7 +123,7 @@ class MegatronStream : public TokenStream {
   }
 
   void check_sequences() {
-    const auto bin_size = static_cast<int64_t>(bin_.bytes().size());
+    const int64_t bin_size = bin_->size();
     int64_t end = 0;  // n < 2^62 / 12 lengths below 2^31, stopped at the size of .bin: no overflow
     for (int64_t i = 0; i < num_sequences_; ++i) {
       const auto length = load<int32_t>(lengths_ + 4 * i);
@@ -152,39 +158,29 @@ class MegatronStream : public TokenStream {
                    num_sequences_);
   }
 
-  // One pass over all tokens: range, and hash.
-  void check_tokens(int64_t vocab_size) {
-    struct Free {
-      void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-    };
-    const std::unique_ptr<XXH3_state_t, Free> state(XXH3_createState());
-    XXH3_64bits_reset(state.get());
-    const uint8_t* data = bin_.bytes().data();
+  // A chunk holds whole tokens.
+  void check_tokens(int64_t begin, std::span<const uint8_t> chunk, int64_t vocab_size) const {
     with_dtype(dtype_, [&]<typename T>(T) {
-      constexpr int64_t kChunk = 1 << 16;  // tokens that stay in the cache for the hash
-      for (int64_t begin = 0; begin < num_tokens_; begin += kChunk) {
-        const int64_t count = std::min(kChunk, num_tokens_ - begin);
-        const uint8_t* from = data + begin * static_cast<int64_t>(sizeof(T));
-        T low = std::numeric_limits<T>::max(), high = std::numeric_limits<T>::min();
-        for (int64_t i = 0; i < count; ++i) {
-          const T token = load<T>(from + i * static_cast<int64_t>(sizeof(T)));
-          low = std::min(low, token);
-          high = std::max(high, token);
-        }
-        if (int64_t{low} < 0 || int64_t{high} >= vocab_size)
-          throw DataError(fmt::format(
-              "megatron data {}: tokens {} to {} hold ids from {} to {}, must be in 0..{} "
-              "(vocab_size - 1); use the model of this data's tokenizer",
-              bin_path_, begin, begin + count - 1, low, high, vocab_size - 1));
-        XXH3_64bits_update(state.get(), from, static_cast<size_t>(count) * sizeof(T));
+      T low = std::numeric_limits<T>::max(), high = std::numeric_limits<T>::min();
+      const size_t count = chunk.size() / sizeof(T);
+      for (size_t i = 0; i < count; ++i) {
+        const T token = load<T>(chunk.data() + i * sizeof(T));
+        low = std::min(low, token);
+        high = std::max(high, token);
+      }
+      if (count > 0 && (int64_t{low} < 0 || int64_t{high} >= vocab_size)) {
+        const int64_t first = begin / token_bytes_;
+        throw DataError(fmt::format(
+            "megatron data {}: tokens {} to {} hold ids from {} to {}, must be in 0..{} "
+            "(vocab_size - 1); use the model of this data's tokenizer",
+            bin_path_, first, first + static_cast<int64_t>(count) - 1, low, high, vocab_size - 1));
       }
     });
-    const uint64_t lengths = XXH3_64bits(lengths_, static_cast<size_t>(4 * num_sequences_));
-    hash_ = key_of(XXH3_64bits_digest(state.get()), lengths, static_cast<uint64_t>(dtype_));
   }
 
   std::string idx_path_, bin_path_;
-  FileBytes idx_, bin_;
+  FileBytes idx_;
+  std::unique_ptr<HashedFile> bin_;
   int dtype_ = 0;
   int64_t token_bytes_ = 0, num_sequences_ = 0, num_marks_ = 0, num_tokens_ = 0;
   const uint8_t *lengths_ = nullptr, *pointers_ = nullptr, *marks_ = nullptr;  // into idx_

@@ -172,6 +172,12 @@ OpenSource open_source(const SourceConfig& config, double validation, int64_t se
   OpenSource source;
   source.path = config.path;
   source.stream = open_stream(config, vocab_size);
+  const std::string hash = fmt::format("{:016x}", source.stream->content_hash());
+  if (!config.hash.empty() && config.hash != hash)
+    throw DataError(fmt::format(
+        "data source {}: the hash of its contents is {}, data.sources[].hash is {}: it is damaged or "
+        "another one; restore it",
+        config.path, hash, config.hash));
   const int64_t rows = (source.stream->num_tokens() - 1) / seq_len;
   if (rows < 1)
     throw DataError(fmt::format(

@@ -1,5 +1,3 @@
-#include <xxhash.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <string>
@@ -8,7 +6,7 @@
 
 #include "core/errors.h"
 #include "core/random.h"
-#include "data/file_bytes.h"
+#include "data/hashed_file.h"
 #include "data/token_stream.h"
 
 namespace maniple {
@@ -47,12 +45,11 @@ class TextStream : public TokenStream {
     else
       files.push_back(path);
     for (const std::string& file : files) {
-      FileBytes bytes(file);
-      if (bytes.bytes().empty()) continue;
-      const uint64_t hash = XXH3_64bits(bytes.bytes().data(), bytes.bytes().size());
-      hash_ = key_of(hash_, hash, bytes.bytes().size());
-      starts_.push_back(starts_.back() + static_cast<int64_t>(bytes.bytes().size()) + 1);
-      files_.push_back(std::move(bytes));
+      HashedFile opened(file);
+      if (opened.size() == 0) continue;
+      hash_ = key_of(hash_, opened.hash(), opened.size());
+      starts_.push_back(starts_.back() + opened.size() + 1);
+      files_.push_back(std::move(opened));
     }
     if (files_.empty())
       throw DataError(fmt::format(
@@ -70,19 +67,20 @@ class TextStream : public TokenStream {
 
   void read(int64_t offset, std::span<int32_t> out) const override {
     size_t written = 0;
+    std::vector<uint8_t> bytes;
     for (auto file = static_cast<size_t>(document_of(offset)); written < out.size(); ++file) {
-      const std::span<const uint8_t> bytes = files_[file].bytes();
-      const auto begin = static_cast<size_t>(offset - starts_[file]);
-      const size_t count = std::min(bytes.size() - begin, out.size() - written);
-      for (size_t i = 0; i < count; ++i) out[written + i] = bytes[begin + i];
-      written += count;
+      const int64_t begin = offset - starts_[file];
+      bytes.resize(std::min(static_cast<size_t>(files_[file].size() - begin), out.size() - written));
+      files_[file].read(begin, bytes);
+      std::copy(bytes.begin(), bytes.end(), out.begin() + static_cast<std::ptrdiff_t>(written));
+      written += bytes.size();
       if (written < out.size()) out[written++] = kEndOfDocument;
       offset = starts_[file + 1];
     }
   }
 
  private:
-  std::vector<FileBytes> files_;
+  std::vector<HashedFile> files_;
   std::vector<int64_t> starts_ = {0};  // one more than files_
   uint64_t hash_ = 0;
 };

@@ -98,7 +98,7 @@ void Coordinator::receive(const Envelope& envelope) {
       now_ - slot->second.nudged_at >= config_.timeouts.resend()) {
     // Its agent still runs the life before.
     slot->second.nudged_at = now_;
-    send(slice, Launch{});
+    launch(slice);
   }
   if (envelope.life == 0 || envelope.life != life_of(slice)) return;
   if (const auto* failing = std::get_if<Dying>(&envelope.message))
@@ -127,7 +127,7 @@ void Coordinator::receive_agent_hello(SliceId slice, const AgentHello& hello) {
   if (hello.alive && hello.life == life_of(slice)) {
     if (slot.stage == Stage::kDoomed || slot.stage == Stage::kIdle) send(slice, Kill{});
   } else if (slot.stage == Stage::kLaunched && same_agent && hello.life < life_of(slice)) {
-    send(slice, Launch{});  // it has not heard of it
+    launch(slice);  // it has not heard of it
   } else {
     // A launch that was never seen to start is nobody's fault.
     if (slot.stage == Stage::kLaunched && slot.launched_at == 0) slot.blameless = true;

@@ -127,6 +127,7 @@ class Coordinator {
   void strike(SliceId slice, const std::string& reason);
   void ban(SliceId slice, int32_t code, const std::string& reason);
   void launch_due();
+  void launch(SliceId slice);
   void fail_if_hopeless();
 
   // coordinator_epochs.cpp: from one epoch to the next.
@@ -145,7 +146,7 @@ class Coordinator {
   void pause(const std::string& cause);
   void write_settled_rows(Step committed);
   void drop_rows();
-  void open_epoch(const EpochDecision& decision);
+  void open_epoch(EpochDecision decision);
   void run();
   void end(const Verdict& verdict);
 

@@ -55,6 +55,8 @@ std::string Coordinator::status_text() const {
     text += fmt::format("slice {} life {} {} failures {} strikes {}{}{}", slice, past.life,
                         kStages[static_cast<size_t>(slot.stage)], slot.failures, past.strikes,
                         past.banned ? " banned" : "", past.drained ? " drained" : "");
+    if (past.burn_in) text += " burn-in";
+    if (past.watched > std::max(max_step_, history_.committed)) text += fmt::format(" on probation to step {}", past.watched);
     if (slot.stage == Stage::kMember && slot.unit_time > 0)
       text += fmt::format(" unit {:.3g} ms", static_cast<double>(slot.unit_time) / kMillisecond);
     text += '\n';

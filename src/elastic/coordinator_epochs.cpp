@@ -217,7 +217,11 @@ void Coordinator::drop_rows() {
   append(RowsDroppedRecord{});
 }
 
-void Coordinator::open_epoch(const EpochDecision& decision) {
+void Coordinator::open_epoch(EpochDecision decision) {
+  for (const Member& member : decision.members) {
+    const SlotHistory& slot = history_.slots.at(member.slice);
+    decision.watched.push_back(slot.burn_in ? decision.committed + config_.probation : slot.watched);
+  }
   const char* why = history_.suspect ? "results since then may be wrong" : "a block has no holder";
   if (!decision.loads_checkpoint()) write_settled_rows(decision.committed);
   append(EpochRecord{decision});

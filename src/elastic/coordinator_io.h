@@ -20,6 +20,7 @@ struct CoordinatorConfig {
   BlockLayout layout;
   uint32_t max_restarts = 5;  // failures in a row before a slot is banned
   uint32_t max_strikes = 3;   // wrong results of a slot before it is banned
+  Step probation = 0;         // steps of it after a quarantine
   Step verify_after = 0;      // clean steps after which a checkpoint is verified
   uint64_t config_hash = 0;   // of what all slices must have in common
   Timeouts timeouts;

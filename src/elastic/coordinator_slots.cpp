@@ -115,6 +115,8 @@ void Coordinator::ended(SliceId slice, int32_t code, const std::string& reason) 
           fmt::format("slice {}: {}; a relaunch would only repeat it", slice, reason));
     else if (slot.failures > config_.max_restarts)
       ban(slice, code, fmt::format("slice {} failed {} times in a row", slice, slot.failures));
+    else if (code == kUnhealthy && history_.slots.at(slice).burn_in)
+      ban(slice, code, fmt::format("slice {} has failed its burn-in and stays quarantined: {}", slice, reason));
     else if (code == kUnhealthy)
       strike(slice, reason);
   }
@@ -178,9 +180,13 @@ void Coordinator::launch_due() {
     slot.launched_at = now_;
     slot.heard_at = now_;
     slot.watch.restart(now_);
-    send(slice, Launch{});
+    launch(slice);
     ++count;
   }
+}
+
+void Coordinator::launch(SliceId slice) {
+  send(slice, Launch{history_.slots.at(slice).burn_in});
 }
 
 void Coordinator::fail_if_hopeless() {

@@ -36,6 +36,8 @@ struct EpochDecision {
   std::vector<std::vector<EpochNumber>> holds;
   std::vector<PastEpoch> past;  // every epoch named in `holds`
   Fingerprint build;            // which all members share
+  // Up to this step of each member's, every step has a canary that it computes: it is on probation.
+  std::vector<Step> watched;
   std::string cause;            // for people
 
   bool loads_checkpoint() const { return lineage == number; }
@@ -53,7 +55,7 @@ struct EpochDecision {
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
     f(s.incarnation, s.number, s.lineage, s.committed, s.record, s.members, s.addresses, s.holds,
-      s.past, s.build.lo, s.build.hi, s.cause);
+      s.past, s.build.lo, s.build.hi, s.watched, s.cause);
   }
 };
 

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "core/errors.h"
+
 namespace maniple {
 namespace {
 
-constexpr uint8_t kLogVersion = 1;
+constexpr uint8_t kLogVersion = 2;
 
 void apply_to(History& h, const StartedRecord& r) { h.incarnation = r.incarnation; }
 
@@ -22,6 +24,11 @@ void apply_to(History& h, const EpochRecord& r) {
   }
   h.past = r.decision.past;
   h.past.push_back({r.decision.number, r.decision.members});
+  for (size_t m = 0; m < r.decision.watched.size(); ++m) {
+    SlotHistory& slot = h.slots[r.decision.members[m].slice];
+    slot.burn_in = false;
+    slot.watched = r.decision.watched[m];
+  }
 }
 
 void apply_to(History& h, const PausedRecord& r) {
@@ -37,7 +44,10 @@ void apply_to(History& h, const LaunchRecord& r) {
 
 void apply_to(History& h, const SlotRecord& r) {
   SlotHistory& slot = h.slots[r.slice];
-  if (slot.banned && !r.banned) slot.strikes = 0;
+  if (slot.banned && !r.banned) {
+    slot.strikes = 0;
+    slot.burn_in |= slot.code == static_cast<int32_t>(ExitCode::kUnhealthy);
+  }
   slot.banned = r.banned;
   slot.drained = r.drained;
   slot.code = r.code;

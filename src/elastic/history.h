@@ -140,9 +140,11 @@ struct SlotHistory {
   uint32_t strikes = 0;  // since it was readmitted last
   bool banned = false, drained = false;
   int32_t code = 0;  // of the ban
+  bool burn_in = false;  // readmitted after it computed wrongly, and not a member since
+  Step watched = 0;      // on probation up to this step
   template <class Self, class F>
   static void fields(Self& s, F&& f) {
-    f(s.life, s.failures, s.strikes, s.banned, s.drained, s.code);
+    f(s.life, s.failures, s.strikes, s.banned, s.drained, s.code, s.burn_in, s.watched);
   }
 };
 

@@ -179,8 +179,11 @@ struct SdcFinding {
 
 // To an agent: start the life of the header. It kills what it runs of earlier lives first.
 struct Launch {
+  bool burn_in = false;  // the slice was quarantined: it is to prove that it computes rightly
   template <class Self, class F>
-  static void fields(Self&, F&&) {}
+  static void fields(Self& s, F&& f) {
+    f(s.burn_in);
+  }
 };
 
 // To an agent: kill the life of the header and all its processes, then report the exit.

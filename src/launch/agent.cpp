@@ -157,7 +157,8 @@ void Agent::hear_coordinator(std::string_view payload) {
   if (is_pulse(payload)) return;
   const auto envelope = decode_message(payload);
   if (!envelope || envelope->slice != config_.slice) return;
-  if (std::holds_alternative<Launch>(envelope->message)) return launch(envelope->life);
+  if (const auto* order = std::get_if<Launch>(&envelope->message))
+    return launch(envelope->life, order->burn_in);
   if (std::holds_alternative<Verdict>(envelope->message)) return take_verdict(*envelope);
   if (envelope->life != life_) return;
   if (std::holds_alternative<Kill>(envelope->message)) return end_slice("ordered");
@@ -165,9 +166,10 @@ void Agent::hear_coordinator(std::string_view payload) {
   to_leader(*envelope);
 }
 
-void Agent::launch(Life life) {
+void Agent::launch(Life life, bool burn_in) {
   if (life <= life_ || (next_life_ && life <= *next_life_)) return;
   next_life_ = life;
+  burn_in_ = burn_in;
   if (tree_.alive())
     end_slice("a later life begins");
   else
@@ -197,6 +199,7 @@ void Agent::start_slice() {
                              {{kAgentVariable, "unix:" + folder_.path() + "/agent"},
                               {kTokenVariable, folder_.path() + "/token"},
                               {kSliceVariable, fmt::format("{}", config_.slice)},
+                              {kBurnInVariable, burn_in_ ? "1" : "0"},
                               {kHostVariable, config_.host},
                               {kAddressVariable, config_.address},
                               {kLifeVariable, fmt::format("{}", life_)},

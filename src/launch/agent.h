@@ -72,7 +72,7 @@ class Agent {
   void watch_launcher();
   void watch_coordinator();
   void hear_coordinator(std::string_view payload);
-  void launch(Life life);
+  void launch(Life life, bool burn_in);
   void start_slice();
   void end_slice(const std::string& reason);
   void slice_ended(int code);
@@ -106,6 +106,7 @@ class Agent {
   ProcessTree tree_;
   Life life_ = 0;                   // last one started
   std::optional<Life> next_life_;   // to start when the one before has ended
+  bool burn_in_ = false;            // of the life to start
   std::map<uint32_t, Rank> ranks_;  // by position
   std::optional<Exited> left_with_;  // first code other than 0 that a rank left with
   bool ending_ = false;             // the slice was told to end

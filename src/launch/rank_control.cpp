@@ -116,6 +116,7 @@ std::optional<RankControl::Config> RankControl::from_environment(uint32_t positi
   config.slice = static_cast<SliceId>(number(kSliceVariable));
   config.life = static_cast<Life>(number(kLifeVariable));
   config.position = position;
+  config.burn_in = text(kBurnInVariable) == "1";
   config.host = text(kHostVariable);
   config.address = text(kAddressVariable);
   config.timeouts = Timeouts(number(kLeaseVariable));

@@ -28,6 +28,7 @@ class RankControl {
     SliceId slice = 0;
     Life life = 0;
     uint32_t position = 0;
+    bool burn_in = false;
     std::string host;     // failure domain
     std::string address;  // numeric, for the ports of this rank
     Timeouts timeouts;

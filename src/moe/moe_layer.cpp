@@ -6,6 +6,7 @@
 #include "kernels/rows.h"
 #include "moe/all_gather_dispatch.h"
 #include "moe/chunked_experts.h"
+#include "moe/row_balance.h"
 
 namespace maniple {
 namespace {
@@ -52,6 +53,7 @@ struct CombineSlots : torch::autograd::Function<CombineSlots> {
 struct Plan {
   std::vector<int64_t> send_rows, recv_rows;  // per rank of the group
   std::vector<int64_t> local_counts;          // per local expert, over all sources
+  std::vector<ExpertRows> sent, received;     // the same rows, in send order and in expert order
   at::Tensor to_expert_order, from_expert_order;  // between receive order and expert order
 };
 
@@ -68,6 +70,8 @@ Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp,
   for (int64_t g = 0; g < G; ++g) {
     plan.send_rows.push_back(rows(rank, g));
     plan.recv_rows.push_back(rows(g, rank));
+    for (int64_t e = g / etp * local; e < (g / etp + 1) * local; ++e)
+      plan.sent.push_back({e, counts[rank][e]});
   }
   // Received: by source, inside by expert. Wanted: by expert, inside by source.
   const int64_t first = rank / etp * local;
@@ -89,6 +93,7 @@ Plan make_plan(const at::Tensor& counts_GE, int rank, int64_t ep, int64_t etp,
       total += n;
     }
     plan.local_counts.push_back(total);
+    plan.received.push_back({first + e, total});
   }
   plan.to_expert_order = order.to(device);
   plan.from_expert_order = inverse_of(plan.to_expert_order);
@@ -174,14 +179,21 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
       copies = copies.to(mesh_.device());
       copy_positions = inverse_of(copies);
     }
+    auto weigh = [&](const at::Tensor& t, const std::vector<ExpertRows>& rows, Side side) {
+      return context_.weigh && t.is_cpu() ? weigh_rows(t, rows, side, context_.balance) : t;
+    };
     auto send = [&](const at::Tensor& t) {
       const at::Tensor out = etp > 1 ? GatherSlots::apply(t, copies, copy_positions, etp) : t;
-      return permute_rows(exchange_rows(out, plan.send_rows, plan.recv_rows, comm),
-                          plan.to_expert_order, plan.from_expert_order);
+      const at::Tensor in = exchange_rows(weigh(out, plan.sent, Side::kSender), plan.send_rows,
+                                          plan.recv_rows, comm);
+      if (context_.on_tensor) context_.on_tensor("row", in);
+      return weigh(permute_rows(in, plan.to_expert_order, plan.from_expert_order), plan.received,
+                   Side::kReceiver);
     };
     y = compute(send(x), send(p.unsqueeze(1)).squeeze(1), plan.local_counts);
-    y = exchange_rows(permute_rows(y, plan.from_expert_order, plan.to_expert_order), plan.recv_rows,
-                      plan.send_rows, comm);
+    y = permute_rows(weigh(y, plan.received, Side::kSender), plan.from_expert_order,
+                     plan.to_expert_order);
+    y = weigh(exchange_rows(y, plan.recv_rows, plan.send_rows, comm), plan.sent, Side::kReceiver);
     if (etp > 1) y = CombineSlots::apply(y, copies, copy_positions, etp);
   }
   return CombineSlots::apply(y, order, inverse, K);

@@ -19,10 +19,13 @@ struct MoeContext {
   bool all_gather = false;  // the reference dispatcher instead of all_to_all
   int64_t max_tokens = 0;   // memory guard of run_experts
   bool poisoned = false;           // an exchange was found inconsistent: void the unit
+  bool weigh = true;               // the rows that are sent and those that arrive
+  uint64_t balance = 0;            // of them (row_balance.h)
   bool keep_routing = false;       // fill `routing` for inspection
   std::vector<Routing> routing;
   std::function<void(MoePhase)> on_phase;  // called at the beginning of each phase, for timing
-  // Called with what a forward has just computed: "gate", "index", "expert". For fault injection.
+  // Called with what a forward has just computed, "gate", "index", "expert", or got from other ranks,
+  // "row". For fault injection.
   std::function<void(const char* what, const at::Tensor&)> on_tensor;
   std::function<void(std::vector<int64_t>&)> corrupt_counts;  // fault injection of tests
 };

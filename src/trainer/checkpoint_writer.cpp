@@ -66,10 +66,12 @@ nlohmann::json checkpoint_meta(const Config& config, int64_t step, int64_t appli
           {"torch", TORCH_VERSION}};
 }
 
-std::vector<std::string> check_resume(const Config& now, const CheckpointInfo& checkpoint,
+std::vector<std::string> check_resume(Config now, const CheckpointInfo& checkpoint,
                                       uint64_t data_fingerprint) {
-  const Config before = parse_config(checkpoint.meta.at("config").get<std::string>(),
-                                     checkpoint.folder + "/config");
+  Config before = parse_config(checkpoint.meta.at("config").get<std::string>(),
+                               checkpoint.folder + "/config");
+  for (Config* config : {&before, &now})  // compared below, named or not
+    for (SourceConfig& source : config->data.sources) source.hash.clear();
   std::vector<std::string> changes;
   for (const std::string& line : config_difference(before, now)) {
     const std::string key = line.substr(0, line.find(':'));

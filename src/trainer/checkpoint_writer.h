@@ -41,7 +41,7 @@ nlohmann::json checkpoint_meta(const Config& config, int64_t step, int64_t appli
                                const RowSource& rows);
 // A resume may change anything but what the state means: the model, the data and the rows per step.
 // Returns what changed. Throws ConfigError, DataError.
-std::vector<std::string> check_resume(const Config& now, const CheckpointInfo& checkpoint,
+std::vector<std::string> check_resume(Config now, const CheckpointInfo& checkpoint,
                                       uint64_t data_fingerprint);
 // The checkpoint to go on from, verified; empty: start anew. Throws CheckpointError when all were
 // refused; `say` hears of each that was.

@@ -13,6 +13,10 @@ namespace maniple {
 
 std::optional<Canary> ElasticSlice::canary(Step step) const {
   const int64_t slices = mesh_.num_slices(), units = step_.num_units();
+  std::vector<int64_t> watched;  // on probation
+  for (int64_t m = 0; m < slices && slices > 1; ++m)
+    if (decision_.watched[m] >= step) watched.push_back(m);
+  if (!watched.empty()) return canary_by(watched[step % watched.size()], step, units, slices);
   return canary_of(step, units, slices, canary_interval(config_.sdc.canary_every, units, slices));
 }
 
@@ -20,6 +24,8 @@ std::optional<Canary> ElasticSlice::canary(Step step) const {
 std::string ElasticSlice::suspicion(const StepSums& sums) const {
   if (TrainStep::broken(sums, Check::kCanary)) return "two slices disagree about a unit";
   if (TrainStep::broken(sums, Check::kBlocks)) return "the holders of a block have different sums";
+  if (TrainStep::broken(sums, Check::kRows))
+    return "rows for the experts did not arrive as they were sent";
   if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
   if (!TrainStep::finite(sums)) return "a value is not finite";
   const StepOutcome out = step_.settle(sums);

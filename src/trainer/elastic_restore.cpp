@@ -1,6 +1,11 @@
 // From one epoch to the next: links, state, parameters.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
+#include <cerrno>
+#include <cstring>
 
 #include "checkpoint/folders.h"
 #include "parallel/tcp_communicator.h"
@@ -12,6 +17,15 @@ namespace maniple {
 namespace {
 
 constexpr uint32_t kRestoreAttempt = 1 << 20;
+
+// A process that has none left can link to nobody, and those that wait for it accuse each other.
+void require_a_descriptor() {
+  const int fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    throw IoError(fmt::format("cannot link to the other slices: {}; raise the limit (ulimit -n)",
+                              std::strerror(errno)));
+  ::close(fd);
+}
 
 }  // namespace
 
@@ -102,6 +116,7 @@ bool ElasticSlice::open_links(const EpochDecision& d) {
     } catch (const CommError&) {
       // Not everybody is there yet, or STOP comes.
     }
+    if (!linked) require_a_descriptor();
     if (all_agree(linked)) return true;
     go_on = all_agree(!halted());
     drop_links();

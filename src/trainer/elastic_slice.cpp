@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -34,26 +35,43 @@ ElasticSlice::ElasticSlice(const Config& config, TrainedModel& model, ProcessMes
 // --- Beginning -----------------------------------------------------------------------------------
 
 // The program, its libraries, the machine, and the gradient of the first unit at the initial
-// weights: slices that differ in any bit must not train together.
+// weights: slices that differ in any bit must not train together. A slice that was quarantined
+// computes that unit again and again; its build tells the coordinator whether it is the others' too.
 Fingerprint ElasticSlice::probe() {
   load_start(0);
   model_.optimizer->publish();
-  int units = 0;
-  (void)step_.compute(1, 0, [&] { return ++units == 1; });
-  Fingerprint f;
+  Fingerprint f = probe_unit();
+  for (int64_t n = 1; line_config_.burn_in && n < config_.sdc.burn_in; ++n) {
+    injector_.begin(std::numeric_limits<Step>::max(), 0);
+    if (probe_unit() != f)
+      throw Error(ExitCode::kUnhealthy,
+                  fmt::format("slice {} was quarantined and fails its burn-in: execution {} of the probe "
+                              "unit differs from the first; replace or repair the device",
+                              line_config_.slice, n + 1));
+  }
   for (int g = 0; g < kNumGradGroups; ++g)
     if (const auto& group = model_.store.group(static_cast<GradGroup>(g)); group.used)
       f.combine(fingerprint_of(group.value, static_cast<uint64_t>(g)));
-  f.combine(model_.optimizer->sums_fingerprint());
   f.combine(fingerprint_of(
       fmt::format("{} {} threads {}", TORCH_VERSION, at::get_cpu_capability(), config_.run.threads),
       7));
   f.combine(fingerprint_of(read_file("/proc/self/exe", "program"), 8));
-  const at::Tensor mine = words_of(f);
-  at::Tensor all = at::empty({mesh_.in_slice().size(), 2}, mine.options());
-  mesh_.in_slice().all_gather(mine, all);
   model_.optimizer->forget();
   has_parameters_ = false;
+  return over_slice(f);
+}
+
+// Alike on all ranks of the slice.
+Fingerprint ElasticSlice::probe_unit() {
+  int units = 0;
+  (void)step_.compute(1, 0, [&] { return ++units == 1; });
+  return over_slice(model_.optimizer->sums_fingerprint());
+}
+
+Fingerprint ElasticSlice::over_slice(const Fingerprint& mine) {
+  const at::Tensor words = words_of(mine);
+  at::Tensor all = at::empty({mesh_.in_slice().size(), 2}, words.options());
+  mesh_.in_slice().all_gather(words, all);
   return fingerprint_of(all, 9);
 }
 

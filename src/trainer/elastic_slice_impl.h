@@ -35,6 +35,8 @@ class ElasticSlice {
  private:
   bool leads() const { return mesh_.position() == 0; }
   Fingerprint probe();
+  Fingerprint probe_unit();
+  Fingerprint over_slice(const Fingerprint& mine);
   void connect_control(const Fingerprint& build);
   std::string gather_addresses();
 

@@ -9,13 +9,14 @@
 #include <thread>
 
 #include "core/errors.h"
+#include "core/random.h"
 #include "kernels/flip_bit.h"
 
 namespace maniple {
 namespace {
 
 constexpr std::array kState = {"master", "m", "v", "parameter"};
-constexpr std::array kOthers = {"gradient", "sum", "reduced", "hidden", "gate", "index", "expert"};
+constexpr std::array kOthers = {"gradient", "sum", "reduced", "hidden", "gate", "index", "expert", "row"};
 
 template <typename Names>
 bool is_among(const Names& names, const std::string& what) {
@@ -31,16 +32,23 @@ std::vector<BitFlip> parse_flips(const std::string& text, const std::string& key
   std::istringstream list(text);
   for (std::string one; std::getline(list, one, ',');) {
     BitFlip f;
-    char what[16] = "", end = 0;
-    const int n = std::sscanf(one.c_str(), " %u:%ld:%ld:%15[a-z]:%ld:%d %c", &f.slice, &f.position,
-                              &f.step, what, &f.element, &f.bit, &end);
+    char slice[16] = "", what[16] = "", end = 0;
+    int length = 0;
+    const int n = std::sscanf(one.c_str(), " %15[0-9al]:%ld:%ld:%15[a-z]:%ld:%d%n", slice, &f.position,
+                              &f.step, what, &f.element, &f.bit, &length);
+    const std::string who = slice, rest = one.substr(static_cast<size_t>(length));
+    const bool every = who == "all";
+    if (!every) f.slice = static_cast<SliceId>(std::atoi(slice));
     f.what = what;
     f.sticky = sticky;
-    if (n != 6 || !(f.in_state() || is_among(kOthers, f.what)) || f.element < 0 || f.bit < 0)
+    const bool ends = rest.empty() || (sticky && std::sscanf(rest.c_str(), ":%lf %c", &f.probability, &end) == 1);
+    const bool names_slice = every || who.find_first_of("al") == who.npos;
+    if (n != 6 || !ends || !names_slice || !(f.in_state() || is_among(kOthers, f.what)) || f.element < 0 || f.bit < 0 ||
+        !(f.probability >= 0 && f.probability <= 1))
       throw ConfigError(fmt::format(
-          "{}: '{}' is not slice:position:step:what:element:bit with what one of {}, {}; example: "
-          "1:0:20:master:5:30",
-          key, one, fmt::join(kState, ", "), fmt::join(kOthers, ", ")));
+          "{}: '{}' is not slice:position:step:what:element:bit{} with a slice or all, and what one of "
+          "{}, {}; example: 1:0:20:master:5:30",
+          key, one, sticky ? "[:probability]" : "", fmt::join(kState, ", "), fmt::join(kOthers, ", ")));
     flips.push_back(f);
   }
   return flips;
@@ -55,9 +63,14 @@ std::vector<BitFlip> parse_faults(const FaultsConfig& faults) {
 
 FaultInjector::FaultInjector(const FaultsConfig& faults, SliceId slice, Life life, int64_t position,
                              TrainStep& step, TrainedModel& model)
-    : waiting_(parse_faults(faults)), life_(life), model_(model), unit_time_(faults.unit_seconds) {
-  std::erase_if(waiting_,
-                [&](const BitFlip& f) { return f.slice != slice || f.position != position; });
+    : waiting_(parse_faults(faults)),
+      life_(life),
+      seed_(key_of(slice, position, life)),
+      model_(model),
+      unit_time_(faults.unit_seconds) {
+  std::erase_if(waiting_, [&](const BitFlip& f) {
+    return f.slice.value_or(slice) != slice || f.position != position;
+  });
   if (unit_time_.count() > 0)
     step.inject_fault = [this](const FaultPoint& at) {
       if (at.phase == FaultPoint::kBackward) end_unit();
@@ -96,7 +109,7 @@ void FaultInjector::reach(const std::string& what,
   std::erase_if(waiting_, [&](const BitFlip& f) {
     if (f.what != what) return false;
     if (f.sticky) {
-      if (step_ >= f.step) damage(f);
+      if (step_ >= f.step && uniform(seed_, draws_++) < f.probability) damage(f);
       return false;
     }
     const bool now = step_ == f.step && life_ == 1 && first_attempt_;

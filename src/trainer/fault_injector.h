@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,7 @@
 namespace maniple {
 
 struct BitFlip {
-  SliceId slice = 0;
+  std::optional<SliceId> slice;  // none: every one
   int64_t position = 0;
   Step step = 0;
   std::string what;
@@ -22,13 +23,16 @@ struct BitFlip {
   // False: once, in the first attempt of the step in the slice's first life. True: from that step
   // on, every time that `what` is computed.
   bool sticky = false;
+  double probability = 1;  // of each time
   // In the state, before the step: master, m, v, parameter. In gradients: gradient (of a unit),
   // sum (of the slice), reduced. In a forward: hidden (input of a layer), gate (weights of the
-  // chosen experts), index (their numbers), expert (their outputs).
+  // chosen experts), index (their numbers), expert (their outputs), row (what an exchange for the
+  // experts has brought).
   bool in_state() const;
 };
 
-// "slice:position:step:what:element:bit", a list with commas. Throws ConfigError, which names `key`.
+// "slice:position:step:what:element:bit", sticky ones with ":probability" behind it if need be, a list
+// with commas; a slice of "all" is every one. Throws ConfigError, which names `key`.
 std::vector<BitFlip> parse_flips(const std::string& text, const std::string& key, bool sticky);
 std::vector<BitFlip> parse_faults(const FaultsConfig& faults);
 
@@ -46,6 +50,8 @@ class FaultInjector {
 
   std::vector<BitFlip> waiting_;
   const Life life_;
+  const uint64_t seed_;  // of draws that no two lives and no two calls have in common
+  uint64_t draws_ = 0;
   TrainedModel& model_;
   Step step_ = 0;
   bool first_attempt_ = true;

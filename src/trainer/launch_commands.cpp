@@ -206,6 +206,9 @@ ExitCode launch_job(Config config) {
   // What every slice would refuse is refused here, before any is started.
   const auto rows = attach_targets(
       config, model, open_row_source(config.data, config.batch.seq_len, model.vocab_size, config.run.seed));
+  // A slice that is started later, or elsewhere, must find the same data.
+  for (size_t i = 0; i < config.data.sources.size(); ++i)
+    config.data.sources[i].hash = fmt::format("{:016x}", rows->sources()[i].content);
   Console(stdout, detect_console_style(stdout), config.train.steps).table(job_table(config, layout));
   std::fflush(stdout);
   ensure_directory(config.run.dir + "/elastic");
@@ -253,6 +256,7 @@ ExitCode coordinate_job(const Config& config) {
   shell.job.min_slices = static_cast<uint32_t>(config.elastic.min_slices);
   shell.job.max_restarts = static_cast<uint32_t>(config.elastic.max_restarts);
   shell.job.max_strikes = static_cast<uint32_t>(config.sdc.max_strikes);
+  shell.job.probation = config.sdc.probation;
   const int64_t canaries = canary_interval(
       config.sdc.canary_every, num_units(config.batch, slice_shape(config, 0)), config.parallel.slices);
   shell.job.verify_after = 2 * config.parallel.slices * canaries;

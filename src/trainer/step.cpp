@@ -1,6 +1,8 @@
 #include "trainer/step.h"
 
 #include <cmath>
+#include <cstdio>
+#include <sstream>
 
 #include "core/errors.h"
 #include "model/shard_rules.h"
@@ -110,6 +112,7 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
                   .routing = config.moe.routing};
   moe.all_gather = config.moe.dispatcher == "all_gather";
   moe.max_tokens = config.moe.max_tokens;
+  moe.weigh = config.sdc.dispatch;
   decoder = std::make_unique<Decoder>(
       model, store, [&](int64_t layer, const std::string& prefix, ParameterStore& s) {
         auto made = std::make_unique<MoeLayer>(model, layer, prefix, s, moe);
@@ -136,6 +139,7 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
       mesh_(mesh),
       rows_(rows),
       num_units_(maniple::num_units(config.batch, mesh.shape())),
+      spikes_(parse_spikes(config.faults.spike)),
       objective_(std::move(objective)) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
@@ -150,8 +154,21 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
   assign();
 }
 
+std::vector<Spike> parse_spikes(const std::string& text) {
+  std::vector<Spike> spikes;
+  std::istringstream list(text);
+  for (std::string one; std::getline(list, one, ',');) {
+    Spike s;
+    char end = 0;
+    if (std::sscanf(one.c_str(), " %ld:%ld:%lf %c", &s.step, &s.unit, &s.factor, &end) != 3)
+      throw ConfigError(fmt::format("faults.spike: '{}' is not step:unit:factor; example: 20:3:1e4", one));
+    spikes.push_back(s);
+  }
+  return spikes;
+}
+
 const char* to_string(Check check) {
-  static constexpr const char* kNames[] = {"canary", "reduced gradients", "state"};
+  static constexpr const char* kNames[] = {"canary", "reduced gradients", "state", "rows"};
   return kNames[static_cast<int>(check)];
 }
 
@@ -173,6 +190,11 @@ std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int
   const int64_t rounds = turn / (idle.empty() ? slices : static_cast<int64_t>(idle.size()));
   const int64_t owner = (second + 1 + rounds % (slices - 1)) % slices;
   return Canary{first(owner) + rounds / (slices - 1) % count(owner), second};
+}
+
+Canary canary_by(int64_t second, int64_t step, int64_t units, int64_t slices) {
+  const int64_t first = second * units / slices, count = (second + 1) * units / slices - first;
+  return {(first + count + step % (units - count)) % units, second};
 }
 
 // 1 assign: contiguous ranges of units, by slice.
@@ -244,7 +266,9 @@ void TrainStep::backward_unit(int64_t step, int64_t unit, bool early) {
     }
     clock_.enter(Phase::kForward);
     const MicroBatch b = to_tensors(std::move(rows));
-    const at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
+    at::Tensor h = model_.decoder->forward(b.ids, b.position, b.document);
+    for (const Spike& s : spikes_)
+      if (s.step == step && s.unit == unit) h = h * s.factor;
     at::Tensor loss = objective_->loss(b, h.view({-1, h.size(-1)}), model_.decoder->head(),
                                        model_.model.vocab_size, scale_, mesh_.tp());
     for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
@@ -322,6 +346,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   objective_->begin_attempt(step);
   StepSums sums(num_sums() - kFlagNumbers, 0);
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
+  model_.moe.balance = 0;
   logit_max_ = -std::numeric_limits<double>::infinity();
   clock_.take();
   for (int64_t unit = first_unit_; unit < first_unit_ + units_here_; ++unit) {
@@ -351,6 +376,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   if (on_gradients) on_gradients(GradientPlace::kSum);
   sums.resize(sums.size() + kFlagNumbers);
   add_check(sums, Check::kCanary, canary_hash);
+  add_check(sums, Check::kRows, model_.moe.balance);
   Flags(sums).failed() = failed;
   Flags(sums).nonfinite() = !finite;
   return sums;
@@ -473,7 +499,7 @@ StepOutcome TrainStep::run(int64_t step, double lr) {
       communicate();
       return true;
     });
-    if (failed(sums)) continue;  // somebody's attempt failed: all redo it
+    if (failed(sums) || broken(sums, Check::kRows)) continue;  // all redo it
     StepOutcome out = settle(sums);
     out.attempts = attempt + 1;
     apply(out, lr);

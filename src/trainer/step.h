@@ -63,8 +63,9 @@ enum class Check {
   kCanary,  // gradient of a unit, computed by two slices
   kBlocks,  // reduced gradient of a block, at its holders
   kState,   // parameters at all slices; master, m and v of a block at its holders
+  kRows,    // rows that the ranks of a slice sent each other for the experts, and those that arrived
 };
-constexpr int kNumChecks = 3;
+constexpr int kNumChecks = 4;
 const char* to_string(Check check);
 
 // A unit of the step that a second slice computes too, only to compare gradients.
@@ -77,6 +78,16 @@ int64_t canary_interval(int64_t canary_every, int64_t units, int64_t slices);
 // The canary of a step, if it has one: every `every` steps (0: never), and in each step where some
 // slices have a unit less than the others, for one of these. Units and pairs rotate.
 std::optional<Canary> canary_of(int64_t step, int64_t units, int64_t slices, int64_t every);
+// The canary that `second` computes when it has one in each step: the units of the others, in turn.
+Canary canary_by(int64_t second, int64_t step, int64_t units, int64_t slices);
+
+// A unit whose last hidden states are multiplied by a factor, whoever computes it (faults.spike).
+struct Spike {
+  int64_t step = 0, unit = 0;
+  double factor = 1;
+};
+// "step:unit:factor", a list with commas. Throws ConfigError.
+std::vector<Spike> parse_spikes(const std::string& text);
 
 // Where a test may make an attempt fail on one rank.
 struct FaultPoint {
@@ -169,6 +180,7 @@ class TrainStep {
   const int64_t num_units_;
   int64_t first_unit_ = 0, units_here_ = 0, rounds_ = 1;  // of this slice; rounds of a unit
   std::unique_ptr<Prefetcher> batches_;            // from the first step that runs
+  const std::vector<Spike> spikes_;
   double scale_;  // power of two near 1 / (rows * seq_len)
   const std::unique_ptr<Objective> objective_;
   PhaseClock clock_;

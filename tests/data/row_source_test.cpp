@@ -128,6 +128,43 @@ TEST_F(RowSourceTest, LargeMappedFileEqualsItsBytes) {
   EXPECT_EQ(rows.size(), 100u);
 }
 
+// --- hashes ------------------------------------------------------------------------------------
+
+TEST_F(RowSourceTest, ALargeFileThatChangesIsNotReadAnyMore) {
+  const std::string bytes = numbered(1 << 18, 'x');  // 2 MiB
+  const std::string path = write("big.txt", bytes);
+  const auto source = open_row_source(text(path), 1000, 300, 3);
+  const auto first = [&](int64_t offset) {  // which row holds the byte
+    for (uint64_t i = 0;; ++i)
+      if (source->sample_of(Split::kTrain, i).row == offset / 1000) return i;
+  };
+  const uint64_t damaged = first(1 << 20), sound = first(1 << 19);
+  const Row before = source->row(Split::kTrain, damaged);
+  std::string other = bytes;
+  other[(1 << 20) + 5] ^= 1;
+  write("big.txt", other);
+  const std::string message = message_of<DataError>([&] { source->row(Split::kTrain, damaged); });
+  EXPECT_NE(message.find(path + ": bytes 1048576 to 1114111 have changed"), std::string::npos) << message;
+  source->row(Split::kTrain, sound);
+  write("big.txt", bytes.substr(0, (1 << 20) + 100));
+  message_of<DataError>([&] { source->row(Split::kTrain, damaged); });
+  fs::remove(path);
+  EXPECT_THROW(source->row(Split::kTrain, sound), NoInputError);
+  write("big.txt", bytes);
+  EXPECT_EQ(source->row(Split::kTrain, damaged).input, before.input);
+}
+
+TEST_F(RowSourceTest, ContentsThatDoNotHaveTheHashOfTheConfigAreRefused) {
+  const std::string path = write("t", numbered(100, 'a'));
+  DataConfig data = text(path);
+  data.sources[0].hash = fmt::format("{:016x}", open_row_source(data, 8, 257, 1)->sources()[0].content);
+  open_row_source(data, 8, 257, 1);
+  write("t", numbered(100, 'b'));
+  const std::string message = message_of<DataError>([&] { open_row_source(data, 8, 257, 1); });
+  EXPECT_NE(message.find(data.sources[0].hash), std::string::npos) << message;
+  EXPECT_NE(message.find(path), std::string::npos) << message;
+}
+
 // --- order -------------------------------------------------------------------------------------
 
 TEST_F(RowSourceTest, EachEpochVisitsEveryTrainingRowOnceInAnotherOrder) {

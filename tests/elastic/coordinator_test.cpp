@@ -21,14 +21,20 @@ class Job {
     c.spares = 1;
     c.last_step = 100;
     c.layout.num_blocks = 4;
+    c.probation = 50;
     return c;
   }
 
+  static bool wants_burn_in(const Message& message) {
+    const auto* launch = std::get_if<Launch>(&message);
+    return launch && launch->burn_in;
+  }
   void put(const CoordinatorEvent& event) {
     for (const CoordinatorAction& a : coordinator_.on(event, now_)) {
       if (const auto* note = std::get_if<Note>(&a)) notes_ += note->event + ";";
       if (const auto* send = std::get_if<Send>(&a))
-        sent_ += fmt::format("{}:{};", message_name(send->envelope.message), send->envelope.slice);
+        sent_ += fmt::format("{}:{}{};", message_name(send->envelope.message), send->envelope.slice,
+                             wants_burn_in(send->envelope.message) ? " with burn-in" : "");
     }
   }
   void say(SliceId s, const Message& m, EpochNumber back = 0, Life life = 1) {
@@ -44,9 +50,20 @@ class Job {
   void pass(Time time, std::initializer_list<SliceId> beating) {
     for (const Time end = now_ + time; now_ < end;) {
       now_ += config().timeouts.tick();
-      for (const SliceId s : beating) say(s, CheckpointPart{0, 0, ""});
+      for (const SliceId s : beating)
+        say(s, CheckpointPart{0, 0, ""}, 0, coordinator_.history().slots.at(s).life);
       put(Tick{});
     }
+  }
+  // Members train and others wait until the phase changes, for this long at most.
+  void train(Time time, char until) {
+    uint64_t count = 0;
+    for (const Time end = now_ + time; now_ < end && phase() != until; jump(kLease / 5), ++count)
+      for (const auto& [s, slot] : coordinator_.history().slots) {
+        const bool member = coordinator_.history().epoch->has(s, slot.life);
+        say(s, Beat{{member ? SlicePhase::kRunning : SlicePhase::kWaiting, member ? number() : 0, 3}, {count, {}}},
+            0, slot.life);
+      }
   }
   void jump(Time time) {
     now_ += time;
@@ -54,7 +71,7 @@ class Job {
   }
   State state(Step committed = 3) const {
     State s;
-    s.lineage = 1;
+    s.lineage = coordinator_.history().epoch->lineage;
     s.committed = committed;
     s.record = DecisionRecord{committed, Outcome::kCommit, {Prepare{}}};
     s.holds = {number()};
@@ -88,6 +105,7 @@ class Job {
 
  private:
   Coordinator coordinator_;
+  static constexpr Time kLease = 2 * kSecond;
   Time now_ = 0;
   std::string notes_, sent_;
 };
@@ -280,6 +298,50 @@ TEST(Coordinator, NothingIsLaunchedByADeadAgent) {
   EXPECT_EQ(job.take_sent().find("Launch:2"), std::string::npos);
   job.say(2, AgentHello{7, 2, 0, false});
   EXPECT_NE(job.take_sent().find("Launch:2"), std::string::npos);
+}
+
+TEST(Coordinator, AQuarantinedSliceComesBackByBurnInAndProbation) {
+  Job job = Job::in('R');
+  job.say(0, SdcFinding{3, "defect", "it differs", {}, {1}, true});
+  job.say(1, Exited{79, {}});
+  job.say(0, job.state());
+  ASSERT_EQ(job.phase(), 'T');
+  job.say(0, Ready{});
+  job.say(2, Ready{});
+  job.take_sent();
+  job.train(10 * kLease, 'C');
+  EXPECT_EQ(job.phase(), 'R');
+  EXPECT_EQ(job.take_sent().find("Launch:1"), std::string::npos);
+  job.operate(Command::kReadmit, 1);
+  EXPECT_NE(job.take_sent().find("Launch:1 with burn-in"), std::string::npos);
+
+  Job failed = job;
+  failed.say(1, Exited{79, "it differs"}, 0, 2);
+  EXPECT_TRUE(failed.coordinator().history().slots.at(1).banned);
+  failed.operate(Command::kReadmit, 1);
+  failed.train(2 * kLease, 'C');
+  EXPECT_NE(failed.take_sent().find("Launch:1 with burn-in"), std::string::npos);
+  failed.say(1, Exited{137, {}}, 0, 3);  // not its fault: it has to be done again
+  failed.train(2 * kLease, 'C');
+  EXPECT_NE(failed.take_sent().find("Launch:1 with burn-in"), std::string::npos);
+
+  job.say(1, Register{{1, 1}, 0, 1, "a"}, 0, 2);
+  job.operate(Command::kScale, 3);
+  job.train(10 * kLease, 'S');
+  ASSERT_EQ(job.phase(), 'S');
+  job.say(0, job.state(2));
+  job.say(2, job.state(2));
+  ASSERT_EQ(job.phase(), 'T');
+  const EpochDecision& d = *job.coordinator().history().epoch;
+  ASSERT_EQ(d.index_of(1), 1);
+  EXPECT_EQ(d.watched, (std::vector<Step>{0, 52, 0}));
+  EXPECT_NE(job.coordinator().status_text().find("on probation to step 52"), std::string::npos);
+  job.say(1, Exited{137, {}}, 0, 2);
+  job.take_sent();
+  job.jump(kLease * 3 / 2);
+  const std::string sent = job.take_sent();
+  EXPECT_NE(sent.find("Launch:1;"), std::string::npos) << sent;
+  EXPECT_EQ(job.coordinator().history().slots.at(1).watched, 52);
 }
 
 TEST(Coordinator, AHangIsChargedToTheSliceThatWaitsForNobody) {

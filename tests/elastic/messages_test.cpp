@@ -25,6 +25,7 @@ std::vector<Message> one_of_each() {
   d.addresses = {"10.0.0.1:4000", "[::1]:4001"};
   d.holds = {{3, 4}, {}};
   d.past = {{3, {{0, 1, 11}}}, {4, {{0, 1, 11}, {2, 2, 13}}}};
+  d.watched = {0, 30};
   d.cause = "slice 2 is lost";
   return {AgentHello{9, 1, 2, true},
           Beat{{SlicePhase::kRunning, 5, 17}, {99, 2}},
@@ -38,7 +39,7 @@ std::vector<Message> one_of_each() {
           Finished{{{3, "c"}}},
           CheckpointPart{16, 5, "json"},
           SdcFinding{7, "transient", "slice 1", {1, 2}, {3}, true},
-          Launch{},
+          Launch{true},
           Kill{},
           Stop{19, true},
           Epoch{d},

@@ -129,8 +129,9 @@ class Job:
 EXACT = ("loss", "grad_norm", "lr", "tokens", "aux_loss", "z_loss", "state_fingerprint")
 
 
-def check(job, reference, code, expected_code=0, complete=True):
-    """The violated invariants of shared/spec/elastic.md section 8 that a run folder can show."""
+def check(job, reference, code, expected_code=0, complete=True, differs_from=None):
+    """The violated invariants of shared/spec/elastic.md section 8 that a run folder can show. With
+    `differs_from` the steps from there on are expected not to have the bits of the run without faults."""
     bad = []
     if code != expected_code:
         bad.append(f"I10: exit code {code}, expected {expected_code}")
@@ -139,9 +140,13 @@ def check(job, reference, code, expected_code=0, complete=True):
         bad.append("I2: steps are not written once and in order")
     for step, row in job.rows().items():
         for key in EXACT:
+            if step >= (differs_from or step + 1):
+                break
             if row.get(key) != reference[step].get(key):
                 bad.append(f"I1: step {step}: {key} is {row.get(key)}, without faults {reference[step].get(key)}")
                 break
+    if differs_from and all(row.get(key) == reference[step].get(key) for step, row in job.rows().items() for key in EXACT):
+        bad.append("the fault has changed nothing")
     if complete and len(steps) != len(reference):
         bad.append(f"I2: {len(steps)} of {len(reference)} steps are written")
     # I3, I5: commits of a slice's life increase by one, except behind a restore; none after a halt.

@@ -6,6 +6,8 @@
 #include <mutex>
 
 #include "core/errors.h"
+#include "kernels/flip_bit.h"
+#include "moe/row_balance.h"
 #include "tiny_trainer.h"
 
 namespace maniple {
@@ -115,6 +117,67 @@ TEST(Attempt, CorruptCountsAreNoticedAndRedone) {
       };
     };
     expect_redone(train_steps(c, 2), train_steps(c, 2, corrupt));
+  }
+}
+
+TEST(Attempt, RowsThatDoNotArriveAsTheyWereSentAreNoticedAndRedone) {
+  for (const int64_t etp : {1, 2}) {
+    Config c = tiny_config();
+    c.parallel.ep = 2;
+    c.parallel.etp = etp;
+    c.batch.rows = 8 * etp;
+    const int ranks = static_cast<int>(2 * etp);
+    for (const int calls : {0, 1, 2}) {  // a row, a weight of a row, a row of the second layer
+      const auto flip = [&](Trainer& t, int64_t step) {
+        if (t.mesh.world().rank() != 1 || step != 2) return;
+        auto left = std::make_shared<int>(calls);
+        t.model.moe.on_tensor = [=](const char* what, const at::Tensor& x) {
+          if (std::string(what) == "row" && (*left)-- == 0) flip_bit(x, 5, 0);
+        };
+      };
+      expect_redone(train_steps(c, ranks), train_steps(c, ranks, flip));
+    }
+  }
+}
+
+uint64_t balance_of(const at::Tensor& x, const at::Tensor& y, const std::vector<ExpertRows>& sent,
+                    const std::vector<ExpertRows>& received) {
+  uint64_t balance = 0;
+  weigh_rows(x, sent, Side::kSender, balance);
+  weigh_rows(y, received, Side::kReceiver, balance);
+  return balance;
+}
+
+TEST(RowBalance, IsZeroForTheSameRowsAtTheSameExpertsAlone) {
+  const std::vector<ExpertRows> rows = {{4, 2}, {5, 0}, {7, 3}};
+  const at::Tensor x = at::arange(15, at::kFloat).view({5, 3});
+  const auto pick = [&](std::vector<int64_t> order) { return x.index_select(0, at::tensor(order)); };
+  EXPECT_EQ(balance_of(x, pick({1, 0, 4, 2, 3}), rows, rows), 0u);
+  EXPECT_NE(balance_of(x, pick({2, 1, 0, 3, 4}), rows, rows), 0u);  // at the wrong expert
+  EXPECT_NE(balance_of(x, pick({0, 1, 2, 2, 4}), rows, rows), 0u);  // twice
+  EXPECT_NE(balance_of(x, x, rows, {{4, 2}, {6, 3}}), 0u);
+  EXPECT_NE(balance_of(x, x.narrow(0, 0, 4), rows, {{4, 2}, {7, 2}}), 0u);  // lost
+  for (int bit = 0; bit < 32; ++bit) {
+    const at::Tensor y = x.clone();
+    flip_bit(y, 7, bit);
+    EXPECT_NE(balance_of(x, y, rows, rows), 0u) << bit;
+  }
+}
+
+TEST(RowBalance, InBackwardTheReceiverSends) {
+  const std::vector<ExpertRows> rows = {{0, 2}, {1, 2}};
+  for (const bool damaged : {false, true}) {
+    uint64_t balance = 0;
+    const at::Tensor x = at::randn({4, 3}).requires_grad_();
+    const at::Tensor sent = weigh_rows(x, rows, Side::kSender, balance);
+    // On its way back row 3 becomes another.
+    const at::Tensor moved = damaged ? sent * at::tensor({1.0, 1.0, 1.0, 2.0}).view({4, 1}).to(at::kFloat) : sent * 1;
+    const at::Tensor y = weigh_rows(sent.detach().requires_grad_(), rows, Side::kReceiver, balance);
+    EXPECT_EQ(balance, 0u);
+    const at::Tensor grad = at::randn({4, 3});
+    y.backward(grad);
+    moved.backward(grad);
+    EXPECT_EQ(balance != 0, damaged);
   }
 }
 

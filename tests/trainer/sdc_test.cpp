@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
+#include <set>
 
+#include "core/errors.h"
 #include "tiny_trainer.h"
 #include "trainer/fault_injector.h"
 
@@ -120,6 +122,38 @@ TEST_F(Sdc, AUnitHasTheSameGradientInAndOutsideItsRange) {
     outside.push_back(t_.step.unit(kStep, u).gradient_hash);
   EXPECT_EQ(inside, outside);
   EXPECT_TRUE(t_.step.computed(attempt()) == computed_);
+}
+
+TEST(SdcVote, AWatchedSliceComputesEachUnitOfTheOthersInTurn) {
+  for (const int64_t slices : {2, 3, 4})
+    for (int64_t second = 0; second < slices; ++second) {
+      std::set<int64_t> seen;
+      const int64_t units = 13, first = second * units / slices, last = (second + 1) * units / slices;
+      for (int64_t step = 1; step <= units - (last - first); ++step) {
+        const Canary c = canary_by(second, step, units, slices);
+        EXPECT_EQ(c.second, second);
+        EXPECT_TRUE(c.unit >= 0 && c.unit < units && (c.unit < first || c.unit >= last));
+        seen.insert(c.unit);
+      }
+      EXPECT_EQ(static_cast<int64_t>(seen.size()), units - (last - first));
+    }
+}
+
+TEST(Faults, WhatIsNoFaultIsRefused) {
+  for (const char* text : {"1:0:20:master:5", "1:0:20:master:5:3x", "1:0:20:none:5:3", "x:0:20:m:5:3", "1a:0:20:m:5:3", "al:0:20:m:5:3",
+                           ":0:20:m:5:3", "1:0:20:m:5:3:0.5", "1:0:20:m:-5:3", "1:0:20:m:5:3:"})
+    EXPECT_THROW(parse_flips(text, "faults.flip", false), ConfigError) << text;
+  for (const char* text : {"1:0:20:m:5:3:", "1:0:20:m:5:3:2", "1:0:20:m:5:3:0.5:1", "1:0:20:m:5:3:x"})
+    EXPECT_THROW(parse_flips(text, "faults.sticky", true), ConfigError) << text;
+  const auto flips = parse_flips("all:1:20:row:5:3:0.25, 12:0:3:gradient:7:30", "faults.sticky", true);
+  ASSERT_EQ(flips.size(), 2u);
+  EXPECT_FALSE(flips[0].slice);
+  EXPECT_EQ(flips[0].probability, 0.25);
+  EXPECT_EQ(flips[1].slice, SliceId{12});
+  EXPECT_EQ(flips[1].probability, 1);
+  for (const char* text : {"1:2", "1:2:x", "1:2:3:4", "a:2:3"})
+    EXPECT_THROW(parse_spikes(text), ConfigError) << text;
+  EXPECT_EQ(parse_spikes("3:1:-2.5, 4:0:nan").size(), 2u);
 }
 
 // Two slices; the second one's results are damaged, or those of both.
