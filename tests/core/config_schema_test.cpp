@@ -269,7 +269,7 @@ TEST(ConfigPrinter, DifferenceNamesKeysAndValues) {
       "b");
   EXPECT_EQ(config_difference(a, b),
             (std::vector<std::string>{"model.hidden_size: (not set) -> 64",
-                                      "data.sources: [] -> [{path: x, kind: text, weight: 1.0}]",
+                                      "data.sources: [] -> [{path: x, kind: text, weight: 1.0, hash: \"\"}]",
                                       "optim.lr: 0.001 -> 3.0e-04"}));
 }
 
