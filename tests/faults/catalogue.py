@@ -536,12 +536,29 @@ def no_shared_memory_left_for_a_slice(job, draw):
     assert only_dropped(job, 3), f"dropped: {job.events('slice_dropped')}"
 
 
+def knock(family, address, draw):
+    """Whatever stands in the first bytes: no answer."""
+    for _ in range(3):
+        try:
+            with socket.socket(family) as s:
+                s.settimeout(2)
+                s.connect(address)
+                s.sendall(draw.randbytes(draw.randrange(1, 5000)))
+                s.settimeout(0.05)
+                try:
+                    got = s.recv(100)
+                except OSError:
+                    got = b""
+                assert not got, f"{address} answered {got!r}"
+        except OSError:
+            pass
+
+
 @fault("F33")
 def random_bytes_on_every_port(job, draw):
-    """counted, nothing dies"""
+    """as a wrong token of an operator: counted, nothing dies"""
     job.until_step(5)
-    pids = {p for p, _, _ in job.processes()}
-    ports = set()
+    pids, sockets = {p for p, _, _ in job.processes()}, set()
     for pid in pids:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             try:
@@ -549,26 +566,28 @@ def random_bytes_on_every_port(job, draw):
             except OSError:
                 continue
             if target.startswith("socket:["):
-                ports.add(target[8:-1])
-    listening = []
+                sockets.add(target[8:-1])
+    ports, agents = [], []
     for line in open("/proc/net/tcp").read().splitlines()[1:]:
         words = line.split()
-        if words[3] == "0A" and words[9] in ports and words[1].startswith("0100007F"):
-            listening.append(int(words[1].split(":")[1], 16))
-    assert len(listening) >= 9, f"ports {listening}"  # coordinator and 8 ranks
-    for port in listening:
-        for _ in range(3):
-            try:
-                with socket.create_connection(("127.0.0.1", port), 2) as s:
-                    s.sendall(draw.randbytes(draw.randrange(1, 5000)))
-                    s.settimeout(0.05)
-                    try:
-                        got = s.recv(100)
-                    except OSError:
-                        got = b""
-                    assert not got, f"port {port} answered {got!r}"
-            except OSError:
-                pass
+        if words[3] == "0A" and words[9] in sockets and words[1].startswith("0100007F"):
+            ports.append(("127.0.0.1", int(words[1].split(":")[1], 16)))
+    for line in open("/proc/net/unix").read().splitlines()[1:]:
+        words = line.split()
+        if words[6] in sockets and words[-1].endswith("/agent") and words[3] == "00010000":
+            agents.append(words[-1])
+    assert len(ports) >= 9 and len(agents) == 4, f"ports {ports}, agents {agents}"  # coordinator, 8 ranks
+    for port in ports:
+        knock(socket.AF_INET, port, draw)
+    for agent in agents:
+        knock(socket.AF_UNIX, agent, draw)
+    address, token = open(job.run + "/elastic/control").read().split()
+    forged = job.run + "-forged/elastic"
+    os.makedirs(forged)
+    with open(forged + "/control", "w") as file:
+        file.write(f"{address}\n{token[::-1]}\n")
+    asked = subprocess.run([job.program, "ctl", job.run + "-forged", "pause"], capture_output=True, text=True, timeout=60)
+    assert asked.returncode != 0 and not asked.stdout, f"a wrong token got {asked.stdout!r}"
     job.until_step(40)
     assert {p for p, _, _ in job.processes()} >= pids, "a process died"
     assert len(job.epochs()) == 1, "the epoch was changed"
