@@ -82,6 +82,9 @@ class Nemesis:
             self.later.append((again, lambda: ctl(job, "readmit", str(slice))))
             return True
         pid = job.pid(entry["what"], slice, entry.get("position", 0))
+        # Failures in a row are forgiven, else a slice soon waits longer than the job lasts.
+        if slice is not None:
+            ctl(job, "readmit", str(slice))
         if not job.send(pid, SIGNALS[do]):
             return False
         if do == "stop":
