@@ -158,6 +158,7 @@ class ShardedAdamw {
   void fold(Shard& shard, const Piece& piece);
   void fold_from(Shard& shard, int64_t begin);  // what is not folded yet of elements from begin on
   void reduce_early(Shard& shard, int64_t begin, int64_t end);
+  void wait_for_sums(bool in_slice);
   const Block* find_block(int64_t number) const;  // null: empty at this position
   void update_piece(const Shard& shard, Block& block, int64_t piece, AdamwStep step, double factor);
   void update_on_device(const Shard& shard, Block& block, AdamwStep step, double factor);

@@ -15,11 +15,6 @@ namespace {
 
 constexpr int64_t kFoldChunk = 1 << 14;  // gradients that stay in the cache until they are cleared
 
-void wait_all(std::vector<std::unique_ptr<Work>>& under_way) {
-  const auto works = std::exchange(under_way, {});  // forgotten also when one throws
-  for (const auto& work : works) work->wait();
-}
-
 }  // namespace
 
 void ShardedAdamw::begin_attempt() {
@@ -139,14 +134,22 @@ bool ShardedAdamw::fold_unit() {
   return legal_;
 }
 
+// When one throws the others end too: what they move over may not outlive this call.
+void ShardedAdamw::wait_for_sums(bool in_slice) {
+  std::vector<std::unique_ptr<Work>> works;
+  for (Shard& s : shards_)
+    if (!in_slice || store_.mesh().grad_group(s.group).size() > 1)
+      for (auto& work : std::exchange(s.under_way, {})) works.push_back(std::move(work));
+  for (const auto& work : works) work->wait();
+}
+
 void ShardedAdamw::reduce_in_slice() {
   for (Shard& s : shards_) {
     Communicator& inner = store_.mesh().grad_group(s.group);
     if (s.exact && inner.size() > 1 && s.under_way.empty())
       s.under_way.push_back(inner.begin_reduce_scatter(s.sum, s.section, s.section_counts));
   }
-  for (Shard& s : shards_)
-    if (store_.mesh().grad_group(s.group).size() > 1) wait_all(s.under_way);
+  wait_for_sums(/*in_slice=*/true);
 }
 
 void ShardedAdamw::reduce_across() {
@@ -155,7 +158,7 @@ void ShardedAdamw::reduce_across() {
   for (Shard& s : shards_)
     if (s.exact && s.under_way.empty())
       s.under_way.push_back(across.begin_reduce_scatter(s.section, s.owned, s.owned_counts));
-  for (Shard& s : shards_) wait_all(s.under_way);
+  wait_for_sums(/*in_slice=*/false);
   if (!copied_) return;
   for (Shard& s : shards_) {
     if (!s.exact) continue;

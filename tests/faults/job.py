@@ -162,6 +162,11 @@ def check(job, reference, code, expected_code=0, complete=True, differs_from=Non
                 if life in last and e["step"] != last[life] + 1:
                     bad.append(f"I3: slice {slice} commits {e['step']} after {last[life]}")
                 last[life] = e["step"]
+    for slice in range(16):
+        log = job.run + f"/logs/slice-{slice}.log"
+        text = open(log, errors="replace").read() if os.path.exists(log) else ""
+        if "Signal: Segmentation fault" in text or "Signal: Bus error" in text:  # nobody sends these
+            bad.append(f"a rank of slice {slice} crashed by itself")
     for event in job.events("row_differs"):
         bad.append("I3: " + event["text"])
     left = job.processes()

@@ -1,6 +1,8 @@
 // The exchange that begins while the last unit's backward goes on: the same bits as after it.
 #include <atomic>
 
+#include "core/errors.h"
+#include "elastic/reshard.h"
 #include "tiny_trainer.h"
 
 namespace maniple {
@@ -53,6 +55,12 @@ class Deferred : public Communicator {
   std::atomic<int>& sums_;
 };
 
+std::vector<Member> members_of(uint32_t n) {
+  std::vector<Member> members;
+  for (uint32_t s = 0; s < n; ++s) members.push_back({s, 1, s});
+  return members;
+}
+
 struct Layout {
   int64_t slices, ep;
   bool recompute;
@@ -88,6 +96,55 @@ TEST_P(Overlap, ChangesNoBit) {
   // Four attempts of four groups at the most would be reduced by this many calls without overlap.
   const int at_once = 4 * kNumGradGroups * ranks * (slices > 1 && ep > 1 ? 2 : 1);
   EXPECT_GT(sums, at_once);
+}
+
+// Links of which one has broken: every sum fails.
+class Broken : public Communicator {
+ public:
+  Broken(int& under_way, int& begun) : under_way_(under_way), begun_(begun) {}
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  std::unique_ptr<Work> begin_all_gather(const at::Tensor&, at::Tensor&) override { fail(); }
+  void all_gather_v(const at::Tensor&, at::Tensor&, const std::vector<int64_t>&) override { fail(); }
+  void all_to_all_v(const at::Tensor&, const std::vector<int64_t>&, at::Tensor&,
+                    const std::vector<int64_t>&) override {
+    fail();
+  }
+  std::unique_ptr<Work> begin_reduce_scatter(const at::Tensor&, at::Tensor&,
+                                             const std::vector<int64_t>&) override {
+    struct Fails : Work {
+      explicit Fails(int& count) : under_way(count) { ++under_way; }
+      ~Fails() override { --under_way; }
+      void wait() override { fail(); }
+      int& under_way;
+    };
+    ++begun_;
+    return std::make_unique<Fails>(under_way_);
+  }
+  void all_reduce(at::Tensor&) override { fail(); }
+  void broadcast(at::Tensor&, int) override { fail(); }
+  void barrier() override { fail(); }
+  std::unique_ptr<Communicator> split(int, int) override { fail(); }
+
+ private:
+  [[noreturn]] static void fail() { throw CommError("a link broke"); }
+  int &under_way_, &begun_;
+};
+
+// The next epoch brings other links: nothing may still be moving over these.
+TEST(BrokenLinks, LeaveNoSumUnderWay) {
+  Trainer t(tiny_config(), make_single_communicator());
+  ShardedAdamw& optimizer = *t.model.optimizer;
+  int under_way = 0, begun = 0;
+  t.mesh.set_across(std::make_unique<Broken>(under_way, begun));
+  optimizer.set_holders(holders({optimizer.num_blocks(), Redundancy::kShadow}, members_of(2)));
+  optimizer.begin_attempt();
+  optimizer.begin_unit();
+  ASSERT_TRUE(optimizer.fold_unit());
+  optimizer.reduce_in_slice();
+  EXPECT_THROW(optimizer.reduce_across(), CommError);
+  EXPECT_GT(begun, 1);
+  EXPECT_EQ(under_way, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Overlap,
