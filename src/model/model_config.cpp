@@ -273,8 +273,32 @@ void read_routed_experts(const Fields& fields, const std::string& size_field, Mo
            fmt::format("must be at most the number of experts, {}", model.num_experts));
   model.expert_size = fields.integer(size_field, 1);
   model.router_aux_coef = fields.number("router_aux_loss_coef", 0, 1e-3);
+}
+
+// Families whose experts are not in groups and whose routed experts have no scale.
+void refuse_expert_groups(const Fields& fields) {
   fields.unsupported("n_group", 1, "group-limited routing");
   fields.unsupported("routed_scaling_factor", 1.0, "a scale of the routed experts");
+}
+
+// Group-limited routing: a token's experts lie in topk_group of n_group equal groups.
+void read_expert_groups(const Fields& fields, ModelConfig& model) {
+  model.expert_groups = fields.integer("n_group", 1, 1);
+  model.groups_per_token = fields.integer("topk_group", 1, model.expert_groups);
+  model.routed_scale = fields.number("routed_scaling_factor", 0, 1.0);
+  const int64_t groups = model.expert_groups;
+  if (groups == 1 && model.groups_per_token == 1) return;
+  if (model.num_experts % groups != 0 || model.num_experts / groups < 2)
+    refuse("n_group", std::to_string(groups),
+           fmt::format("{} experts must be equal groups of at least two", model.num_experts));
+  if (model.groups_per_token > groups)
+    refuse("topk_group", std::to_string(model.groups_per_token),
+           fmt::format("must be at most n_group, {}", groups));
+  const int64_t reachable = model.groups_per_token * (model.num_experts / groups);
+  if (model.experts_per_token > reachable)
+    refuse("topk_group", std::to_string(model.groups_per_token),
+           fmt::format("{} groups hold {} experts, fewer than num_experts_per_tok = {}",
+                       model.groups_per_token, reachable, model.experts_per_token));
 }
 
 // --- families
@@ -307,6 +331,7 @@ void read_qwen_moe(const Fields& fields, ModelConfig& model) {
   if (any_dense) model.intermediate_size = fields.integer("intermediate_size", 1);
   if (model.num_experts == 0) return;
   read_routed_experts(fields, "moe_intermediate_size", model);
+  refuse_expert_groups(fields);
   model.normalize_topk = fields.boolean("norm_topk_prob");
 }
 
@@ -341,6 +366,7 @@ void read_mixtral(const Fields& fields, ModelConfig& model) {
   model.tied_head = fields.boolean("tie_word_embeddings", false);
   model.num_experts = read_num_experts(fields, 1);
   read_routed_experts(fields, "intermediate_size", model);
+  refuse_expert_groups(fields);
   model.normalize_topk = true;
   for (LayerConfig& layer : model.layers) layer.moe = true;
   const bool slide = fields.has("sliding_window");
@@ -377,6 +403,7 @@ void read_house(const Fields& fields, ModelConfig& model) {
 
   model.num_experts = fields.integer("num_experts", 1);
   read_routed_experts(fields, "moe_intermediate_size", model);
+  read_expert_groups(fields, model);
   for (LayerConfig& layer : model.layers) layer.moe = true;
   model.shared_expert_size = fields.integer("shared_expert_intermediate_size", 0, 0);
   model.normalize_topk = fields.boolean("norm_topk_prob", true);
@@ -487,6 +514,9 @@ json house_preset() {
   config.update({{"query_pre_attn_scalar", nullptr},  // null: head_dim
                  {"num_experts", 16},
                  {"num_experts_per_tok", 4},
+                 {"n_group", 1},
+                 {"topk_group", 1},
+                 {"routed_scaling_factor", 1.0},
                  {"moe_intermediate_size", 96},
                  {"shared_expert_intermediate_size", 192},
                  {"norm_topk_prob", true},

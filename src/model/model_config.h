@@ -51,7 +51,10 @@ struct ModelConfig {
   int64_t expert_size = 0;         // width of one routed expert
   int64_t shared_expert_size = 0;  // 0: none
   bool shared_expert_gate = false;  // sigmoid(w . x) before the shared expert
-  bool normalize_topk = false;     // weights of the chosen experts sum to 1
+  int64_t expert_groups = 1;       // equal groups of experts, of which a token
+  int64_t groups_per_token = 1;    // may use only so many
+  bool normalize_topk = false;     // weights of the chosen experts sum to 1,
+  double routed_scale = 1;         // or to this
   RouterScore router_score = RouterScore::kSoftmax;
   double router_aux_coef = 1e-3;   // the config's own value, in the config's own convention
   bool router_bias = false;        // a selection bias (aux-loss-free balancing) belongs to the model

@@ -45,6 +45,18 @@ bool RouterSums::make_finite() {
   return finite;
 }
 
+at::Tensor keep_best_groups(const at::Tensor& scores_TE, int64_t num_groups, int64_t kept) {
+  const int64_t T = scores_TE.size(0), E = scores_TE.size(1);
+  const at::Tensor grouped = scores_TE.view({T, num_groups, E / num_groups});
+  const at::Tensor two_best = std::get<0>(grouped.topk(2, -1)).sum(-1);
+  const at::Tensor order = std::get<1>(two_best.sort(/*stable=*/true, -1, /*descending=*/true));
+  const at::Tensor dropped = order.narrow(1, kept, num_groups - kept);
+  const at::Tensor is_dropped =
+      at::zeros({T, num_groups}, scores_TE.options().dtype(at::kBool)).scatter_(1, dropped, true);
+  return grouped.masked_fill(is_dropped.unsqueeze(-1), -std::numeric_limits<double>::infinity())
+      .view({T, E});
+}
+
 // The K best, larger score first, then the smaller index (a stable sort).
 at::Tensor Router::select(const at::Tensor& scores_TE) const {
   const int64_t T = scores_TE.size(0), E = model_.num_experts, K = model_.experts_per_token;
@@ -58,7 +70,11 @@ at::Tensor Router::select(const at::Tensor& scores_TE) const {
     const at::Tensor spread = (token * K + slot).remainder(E);
     return at::where(token.remainder(2).eq(0).expand({T, K}), slot.expand({T, K}), spread);
   }
-  return std::get<1>(scores_TE.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, K);
+  const bool all_groups = model_.groups_per_token == model_.expert_groups;
+  const at::Tensor open_TE =
+      all_groups ? scores_TE
+                 : keep_best_groups(scores_TE, model_.expert_groups, model_.groups_per_token);
+  return std::get<1>(open_TE.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(1, 0, K);
 }
 
 at::Tensor Router::balance_f(const at::Tensor& scores_TE, const at::Tensor& experts_TK,
@@ -98,6 +114,7 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
   }
   const at::Tensor chosen = log_scores.gather(1, out.experts_TK);
   out.weights_TK = model_.normalize_topk ? at::softmax(chosen, -1) : chosen.exp();
+  if (model_.routed_scale != 1) out.weights_TK = out.weights_TK * model_.routed_scale;
   out.logits_TE = logits.detach();
 
   if (!training) return out;

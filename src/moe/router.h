@@ -44,6 +44,11 @@ struct Routing {
   at::Tensor logits_TE;   // detached, for inspection
 };
 
+// scores_TE with all experts at -inf but those of each token's `kept` best of `num_groups` equal
+// groups. A group counts as the sum of its two best experts (at least two each); of equal groups
+// the first. DeepSeek-V3's rule (arXiv 2412.19437, section 2.1.2).
+at::Tensor keep_best_groups(const at::Tensor& scores_TE, int64_t num_groups, int64_t kept);
+
 class Router {
  public:
   Router(const ModelConfig& model, int64_t layer, const std::string& prefix, ParameterStore& store,

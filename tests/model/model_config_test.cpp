@@ -181,6 +181,18 @@ TEST(ModelConfig, HouseIsGemmaAttentionWithFineGrainedExperts) {
   EXPECT_EQ(parse_model_config(edited("house", {{"scoring_func", "softmax"}})).router_score,
             RouterScore::kSoftmax);
   expect_refused(edited("house", {{"scoring_func", "tanh"}}), "scoring_func", "tanh");
+  const ModelConfig grouped = parse_model_config(
+      edited("house", {{"n_group", 8}, {"topk_group", 2}, {"routed_scaling_factor", 2.5}}));
+  EXPECT_EQ(grouped.expert_groups, 8);
+  EXPECT_EQ(grouped.groups_per_token, 2);
+  EXPECT_EQ(grouped.routed_scale, 2.5);
+  expect_refused(edited("house", {{"n_group", 5}, {"topk_group", 2}}), "n_group", "5");
+  expect_refused(edited("house", {{"n_group", 16}, {"topk_group", 8}}), "n_group", "16");
+  expect_refused(edited("house", {{"n_group", 4}, {"topk_group", 5}}), "topk_group", "5");
+  expect_refused(edited("house", {{"n_group", 8}, {"topk_group", 1}}), "topk_group", "1");
+  expect_refused(edited("house", {{"topk_group", 2}}), "topk_group", "2");
+  expect_refused(edited("qwen3_moe", {{"n_group", 4}}), "n_group", "4");
+  expect_refused(edited("mixtral", {{"routed_scaling_factor", 2.5}}), "routed_scaling_factor", "2.5");
   expect_refused(edited("house", {{"num_expert", 4}}), "num_expert", "4");
   expect_refused(edited("house", {{"num\nexpert", 4}}), "num expert", "4");  // in one line
 }
