@@ -71,7 +71,7 @@ struct OptimConfig {
   double eps = 1e-8;
   double weight_decay = 0.1;
   double clip = 1.0;  // 0: none
-  int64_t block_elements = 1 << 20;
+  int64_t block_elements = 0;  // 0: by the size of the model
 };
 
 struct MoeConfig {

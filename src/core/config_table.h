@@ -142,7 +142,9 @@ void describe(ConfigT& c, Visitor&& visit) {
   visit(Key{"optim.eps", above(0), "term of the denominator"}, c.optim.eps);
   visit(Key{"optim.weight_decay", at_least(0), "decoupled weight decay"}, c.optim.weight_decay);
   visit(Key{"optim.clip", at_least(0), "largest norm of the gradient; 0: none"}, c.optim.clip);
-  visit(Key{"optim.block_elements", at_least(1), "elements per block of the optimizer state"},
+  visit(Key{"optim.block_elements", at_least(0),
+            "elements per block of the optimizer state; 0: a 64th of the model's, as a power of two from "
+            "4,096 to 1,048,576"},
         c.optim.block_elements);
 
   visit(Key{"moe.aux_coef", at_least_or(0, -1),

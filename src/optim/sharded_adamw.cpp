@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -26,6 +27,12 @@ double sum_of_squares(const at::Tensor& block) {
 }
 
 }  // namespace
+
+int64_t block_elements(const OptimConfig& optim, int64_t total_parameters) {
+  if (optim.block_elements > 0) return optim.block_elements;
+  const auto share = std::bit_floor(static_cast<uint64_t>(total_parameters) / 64);
+  return static_cast<int64_t>(std::clamp<uint64_t>(share, 1 << 12, 1 << 20));
+}
 
 ShardedAdamw::ShardedAdamw(ParameterStore& store, const OptimConfig& optim, int64_t num_units,
                            int64_t total_parameters)

@@ -26,6 +26,11 @@ namespace maniple {
 // Per block of a position: the slices (ranks of mesh.across()) that hold it, the owner first.
 using BlockHolders = std::vector<std::vector<int32_t>>;
 
+// optim.block_elements, or for 0 a 64th of the model rounded down to a power of two, from 2^12 to 2^20:
+// enough blocks to share out evenly and little padding, few enough to name each. Sums of squares are
+// taken block by block, so it depends on nothing but the model.
+int64_t block_elements(const OptimConfig& optim, int64_t total_parameters);
+
 class ShardedAdamw {
  public:
   // `store` is allocated. num_units: R. total_parameters fixes the quantum of the sums. Every block

@@ -40,7 +40,9 @@ BlockLayout block_layout(const Config& config) {
     const bool first = world->rank() == 0;
     ProcessMesh mesh(shape, std::move(world));
     const TrainedModel planned(config, model, mesh, /*allocate=*/false);
-    if (first) layout.num_blocks = ShardedAdamw::num_blocks(planned.store, config.optim.block_elements);
+    if (first)
+      layout.num_blocks = ShardedAdamw::num_blocks(
+          planned.store, block_elements(config.optim, num_parameters(model)));
   });
   return layout;
 }

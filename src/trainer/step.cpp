@@ -121,7 +121,7 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
       },
       config.train.recompute);
   if (!allocate) return;
-  store.allocate(config.optim.block_elements);
+  store.allocate(block_elements(config.optim, num_parameters(model)));
   optimizer = std::make_unique<ShardedAdamw>(store, config.optim,
                                              num_units(config.batch, mesh.shape()),
                                              num_parameters(model));
