@@ -123,7 +123,7 @@ mpi_environment() {
 sanitizer_tier() {
   local preset=$1
   local targets=(test_core test_metrics test_data test_checkpoint test_links test_elastic)
-  [ "$preset" = tsan ] || targets+=(test_kernels test_parallel test_interop test_model test_objectives
+  [ "$preset" = tsan ] || targets+=(test_kernels test_parallel test_interop test_model test_moe test_objectives
     test_quant test_trainer fuzz_manifest fuzz_config fuzz_event_file fuzz_megatron fuzz_safetensors
     fuzz_gguf fuzz_teacher_store fuzz_model_config fuzz_tokenizer)
   [ -z "${MANIPLE_SANITIZER_TARGETS:-}" ] || read -ra targets <<<"$MANIPLE_SANITIZER_TARGETS"
