@@ -100,9 +100,17 @@ class ShardedAdamw {
   uint64_t parameter_hash() const;  // of all parameters of this rank, as they are now
   // Parameters, then each block of the position (0 where it is not held). After seal().
   std::vector<int64_t> state_hashes() const;
-  // Each adds up to zero over the slices when all copies are equal: of the state, of the sums.
+  // Adds up to zero over the slices when all copies of the state are equal.
   uint64_t state_check(const std::vector<int64_t>& state_hashes) const;
-  uint64_t reduced_check() const;
+  // Linear checksums, so that those of addends add up to that of their sum; 0 where blocks have one
+  // holder. After the last fold: of all that this rank adds. After reduce_across: `sums`, of what it
+  // owns, which makes those of all ranks add up to zero when every sum is that of its addends;
+  // `copies`, zero over the slices when the holders of a block have equal sums.
+  uint64_t addends_check() const;
+  struct ReducedCheck {
+    uint64_t sums = 0, copies = 0;
+  };
+  ReducedCheck reduced_check() const;
   // Flips one bit of an element of this rank's `what`: master, m, v, parameter, gradient (of a
   // unit), sum (of the slice) or reduced (of held blocks). For tests.
   void flip(const std::string& what, int64_t element, int bit);

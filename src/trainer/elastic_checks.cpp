@@ -24,6 +24,7 @@ std::optional<Canary> ElasticSlice::canary(Step step) const {
 std::string ElasticSlice::suspicion(const StepSums& sums) const {
   if (TrainStep::broken(sums, Check::kCanary)) return "two slices disagree about a unit";
   if (TrainStep::broken(sums, Check::kBlocks)) return "the holders of a block have different sums";
+  if (TrainStep::broken(sums, Check::kSums)) return "gradients were not added up rightly";
   if (TrainStep::broken(sums, Check::kRows))
     return "rows for the experts did not arrive as they were sent";
   if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
@@ -56,6 +57,8 @@ Health ElasticSlice::examine(const Order& order, const StepSums& mine, const Ste
   if (!gather_execution(mine, static_cast<uint32_t>(rotation_))) return Health::kPoisoned;
   const Judgement judgement = judge(executions_);
   if (judgement.finding == Finding::kOpen) return Health::kSuspect;
+  // Wrong again, in a place that the fingerprints do not reach: this execution is not the one.
+  if (judgement.commits() && TrainStep::broken(sums, Check::kSums)) return Health::kPoisoned;
   std::vector<SliceId> slices;
   for (const Member& member : decision_.members) slices.push_back(member.slice);
   std::string text = suspicion_ + ": " + describe(judgement, slices);

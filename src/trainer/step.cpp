@@ -168,7 +168,7 @@ std::vector<Spike> parse_spikes(const std::string& text) {
 }
 
 const char* to_string(Check check) {
-  static constexpr const char* kNames[] = {"canary", "reduced gradients", "state", "rows"};
+  static constexpr const char* kNames[] = {"canary", "reduced gradients", "sums", "state", "rows"};
   return kNames[static_cast<int>(check)];
 }
 
@@ -371,11 +371,13 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   model_.moe.poisoned = false;
 
   clock_.enter(Phase::kExchange);
+  const uint64_t addends = config_.sdc.state ? optimizer.addends_check() : 0;
   optimizer.reduce_in_slice();
   inject(-1, FaultPoint::kExchange);
   if (on_gradients) on_gradients(GradientPlace::kSum);
   sums.resize(sums.size() + kFlagNumbers);
   add_check(sums, Check::kCanary, canary_hash);
+  add_check(sums, Check::kSums, addends);
   add_check(sums, Check::kRows, model_.moe.balance);
   Flags(sums).failed() = failed;
   Flags(sums).nonfinite() = !finite;
@@ -390,7 +392,11 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
 
   if (on_gradients) on_gradients(GradientPlace::kReduced);
 
-  if (config_.sdc.state) add_check(sums, Check::kBlocks, optimizer.reduced_check());
+  if (config_.sdc.state) {
+    const auto [addends, copies] = optimizer.reduced_check();
+    add_check(sums, Check::kSums, addends);
+    add_check(sums, Check::kBlocks, copies);
+  }
 
   // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
   clock_.enter(Phase::kVote);

@@ -62,10 +62,11 @@ using StepSums = std::vector<int64_t>;
 enum class Check {
   kCanary,  // gradient of a unit, computed by two slices
   kBlocks,  // reduced gradient of a block, at its holders
+  kSums,    // what the ranks added up, and what the owners of the blocks have of it
   kState,   // parameters at all slices; master, m and v of a block at its holders
   kRows,    // rows that the ranks of a slice sent each other for the experts, and those that arrived
 };
-constexpr int kNumChecks = 4;
+constexpr int kNumChecks = 5;
 const char* to_string(Check check);
 
 // A unit of the step that a second slice computes too, only to compare gradients.

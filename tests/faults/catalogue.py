@@ -347,7 +347,7 @@ def knock(family, address, draw):
             pass
 
 
-@fault("F33")
+@fault("F33", steps=600)
 def random_bytes_on_every_port(job, draw):
     """as a wrong token of an operator: counted, nothing dies"""
     job.until_step(5)
@@ -479,6 +479,9 @@ def processor_time_cut_to_a_tenth(job, draw):
         os.mkdir(group)
         with open(group + "/cpu.cfs_quota_us", "w") as file:
             file.write(str(len(os.sched_getaffinity(0)) * 10000))  # of 100,000 us
+        if os.path.exists(group + "/cpu.rt_runtime_us"):  # else threads of real time may not move there
+            with open(group + "/cpu.rt_runtime_us", "w") as file:
+                file.write("100000")  # of a second
     except OSError as error:
         raise Skipped(f"no cgroup for processor time can be made here: {error}")
     try:

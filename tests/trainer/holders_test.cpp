@@ -43,7 +43,7 @@ TEST_P(Holders, StateDoesNotDependOnThem) {
   const TrainedSteps expected = train_steps(c, static_cast<int>(ep));
   c.parallel.slices = slices;
   std::mutex mutex;
-  uint64_t state_check = 0, reduced_check = 0, one_check = 0;  // over all ranks
+  uint64_t state_check = 0, reduced_check = 0, one_check = 0, sums_check = 0, one_sum = 0;  // over all ranks
   std::map<std::pair<int64_t, int64_t>, std::vector<at::Tensor>> copies;  // (position, block)
   const TrainedSteps seen = train_steps(c, ranks, [&](Trainer& t, int64_t step) {
     ShardedAdamw& optimizer = *t.model.optimizer;
@@ -61,7 +61,10 @@ TEST_P(Holders, StateDoesNotDependOnThem) {
     const uint64_t check = optimizer.state_check(optimizer.state_hashes());
     state_check += check;
     one_check |= check;
-    reduced_check += optimizer.reduced_check();
+    const auto [added, equal] = optimizer.reduced_check();
+    reduced_check += equal;
+    sums_check += optimizer.addends_check() + added;
+    one_sum |= added;
     for (int64_t b = 0; b < optimizer.num_blocks(); ++b)
       if (std::count(now[b].begin(), now[b].end(), t.mesh.slice()))
         copies[{t.mesh.position(), b}].push_back(optimizer.pack({b}));
@@ -74,6 +77,8 @@ TEST_P(Holders, StateDoesNotDependOnThem) {
   EXPECT_EQ(state_check, 0u);
   EXPECT_NE(one_check, 0u);
   EXPECT_EQ(reduced_check, 0u);
+  EXPECT_EQ(sums_check, 0u);
+  EXPECT_EQ(one_sum != 0, redundancy != Redundancy::kNone && slices > 1);
   const size_t per_block = redundancy == Redundancy::kNone     ? 1
                            : redundancy == Redundancy::kShadow ? 2
                                                                : static_cast<size_t>(slices);

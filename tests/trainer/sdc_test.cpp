@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/errors.h"
+#include "elastic/reshard.h"
 #include "tiny_trainer.h"
 #include "trainer/fault_injector.h"
 
@@ -180,6 +181,38 @@ TEST(SdcVote, ACanaryThatDiffersBreaksItsCheck) {
       });
       EXPECT_EQ(TrainStep::broken(sums, Check::kCanary), damaged == 0 || damaged == 1) << damaged;
       EXPECT_FALSE(TrainStep::failed(sums));
+    });
+  }
+}
+
+// Two slices of two ranks, with two holders of each block; one rank's sums are damaged.
+TEST(SdcVote, SumsThatAreNotThoseOfTheirAddendsBreakTheirCheck) {
+  using Place = TrainStep::GradientPlace;
+  for (const char* what : {"", "sum", "reduced"}) {
+    Config c = tiny_config();
+    c.parallel.slices = 2;
+    c.parallel.ep = 2;
+    run_local_ranks(4, [&](std::unique_ptr<Communicator> world) {
+      Trainer t(c, std::move(world));
+      ShardedAdamw& optimizer = *t.model.optimizer;
+      optimizer.forget();
+      std::vector<Member> members = {{0, 1, 0}, {1, 1, 1}};
+      optimizer.set_holders(holders({optimizer.num_blocks(), Redundancy::kShadow}, members));
+      set_random_weights(t.model, c.run.seed);
+      optimizer.publish();
+      const Place place = std::string(what) == "sum" ? Place::kSum : Place::kReduced;
+      t.step.on_gradients = [&](Place now) {
+        if (*what && now == place && t.mesh.world().rank() == 2) optimizer.flip(what, 777, 0);
+      };
+      StepSums sums = t.step.compute(1, 0, {}, {});
+      t.step.exchange(sums, [](const std::function<void()>& communicate) {
+        communicate();
+        return true;
+      });
+      // What crosses wrongly is wrong at both holders.
+      EXPECT_EQ(TrainStep::broken(sums, Check::kBlocks), std::string(what) == "reduced") << what;
+      const bool sums_broken = TrainStep::broken(sums, Check::kSums);
+      if (std::string(what) != "reduced") { EXPECT_EQ(sums_broken, *what != 0) << what; }
     });
   }
 }
