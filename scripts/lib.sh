@@ -130,9 +130,10 @@ sanitizer_tier() {
   build "$preset" "${targets[@]}"
   local options="suppressions=$root/tests/$preset.supp"
   # No detect_stack_use_after_return: g++ 12 misaligns 64-byte vectors in the frames that it moves.
-  export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:abort_on_error=1
+  # allocator_may_return_null: hostile files make libraries ask for more memory than there is.
+  export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:abort_on_error=1:allocator_may_return_null=1
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-  export LSAN_OPTIONS=$options:print_suppressions=0 TSAN_OPTIONS=$options:halt_on_error=1
+  export LSAN_OPTIONS=$options:print_suppressions=0 TSAN_OPTIONS=$options:halt_on_error=1:allocator_may_return_null=1
   local target
   for target in "${targets[@]}"; do
     say "$preset: $target"

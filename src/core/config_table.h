@@ -273,8 +273,8 @@ void describe(ConfigT& c, Visitor&& visit) {
             "which the coordinator is reached"},
         c.elastic.interface);
   visit(Key{"sdc.state", any_value(),
-            "elastic jobs: compare optimizer state and parameters with what was written, and between "
-            "the slices, in every step"},
+            "elastic jobs: compare optimizer state, parameters and sums of gradients with what was "
+            "written and added, and between the slices, in every step"},
         c.sdc.state);
   visit(Key{"sdc.canary_every", at_least(-1),
             "elastic jobs: steps between canary units, which two slices compute and compare; 0: none, "
