@@ -82,6 +82,8 @@ struct MoeConfig {
   double bias_rate = 1e-3;
   std::string routing = "natural";        // natural | balanced | skewed
   std::string dispatcher = "all_to_all";  // all_to_all | all_gather
+  double capacity_factor = 0;             // 0: no token is dropped
+  std::string drop_policy = "probability";  // probability | position
   int64_t max_tokens = 0;  // memory guard: experts run in chunks above it; 0: none
 };
 

@@ -163,6 +163,13 @@ void describe(ConfigT& c, Visitor&& visit) {
         c.moe.routing);
   visit(Key{"moe.dispatcher", one_of({"all_to_all", "all_gather"}), "how tokens reach experts"},
         c.moe.dispatcher);
+  visit(Key{"moe.capacity_factor", at_least(0),
+            "training: an expert gets at most ceil(factor x experts per token x tokens / experts) of the "
+            "tokens of a rank's micro-batch, the others go without it; 0: no token is dropped"},
+        c.moe.capacity_factor);
+  visit(Key{"moe.drop_policy", one_of({"probability", "position"}),
+            "tokens beyond the capacity: those with the least weight for the expert, or the last ones"},
+        c.moe.drop_policy);
   visit(Key{"moe.max_tokens", at_least(0), "memory guard: experts run in chunks above it; 0: none"},
         c.moe.max_tokens);
 

@@ -121,7 +121,7 @@ void MoeLayer::enter(MoePhase phase) {
 
 at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const int64_t K = model_.experts_per_token, T = x_TD.size(0);
-  const int64_t N = T * K, ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
+  const int64_t ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
   auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
     enter(MoePhase::kExperts);
     const at::Tensor y = run_experts(*experts_, x, p, rows, context_.max_tokens);
@@ -135,9 +135,12 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const at::Tensor flat = routing.experts_TK.reshape({-1});
   const at::Tensor order = std::get<1>(flat.sort(/*stable=*/true, 0, /*descending=*/false));
   const at::Tensor inverse = inverse_of(order);
-  const at::Tensor counts = at::bincount(flat, {}, model_.num_experts).cpu();  // planned on the host
-  const at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K);
-  const at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse);
+  const at::Tensor counts = at::bincount(flat, {}, model_.num_experts + 1)
+                                .narrow(0, 0, model_.num_experts).cpu();  // planned on the host
+  // Dropped slots are the last ones in this order: they are not sent, and come back as zeros.
+  const int64_t slots = T * K, N = counts.sum().item<int64_t>();
+  const at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K).narrow(0, 0, N);
+  const at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse).narrow(0, 0, N);
 
   at::Tensor y;
   if (G == 1) {
@@ -196,6 +199,7 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
     y = weigh(exchange_rows(y, plan.recv_rows, plan.send_rows, comm), plan.sent, Side::kReceiver);
     if (etp > 1) y = CombineSlots::apply(y, copies, copy_positions, etp);
   }
+  if (N < slots) y = at::cat({y, at::zeros({slots - N, y.size(1)}, y.options())});
   return CombineSlots::apply(y, order, inverse, K);
 }
 

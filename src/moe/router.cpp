@@ -28,7 +28,7 @@ void RouterSums::clear() {
   logit_max = -std::numeric_limits<double>::infinity();
   counts.zero_();
   probability.zero_();
-  num_tokens = 0;
+  num_tokens = num_dropped = 0;
 }
 
 bool RouterSums::make_finite() {
@@ -55,6 +55,20 @@ at::Tensor keep_best_groups(const at::Tensor& scores_TE, int64_t num_groups, int
       at::zeros({T, num_groups}, scores_TE.options().dtype(at::kBool)).scatter_(1, dropped, true);
   return grouped.masked_fill(is_dropped.unsqueeze(-1), -std::numeric_limits<double>::infinity())
       .view({T, E});
+}
+
+at::Tensor drop_beyond(int64_t capacity, bool drop_last, const at::Tensor& experts_TK,
+                       const at::Tensor& weights_TK, int64_t num_experts) {
+  const at::Tensor expert = experts_TK.reshape({-1}), weight = weights_TK.reshape({-1});
+  const at::Tensor slot = at::arange(expert.size(0), expert.options());
+  const at::Tensor by_claim =
+      drop_last ? slot : std::get<1>(weight.sort(/*stable=*/true, 0, /*descending=*/true));
+  const auto [sorted, index] = expert.index_select(0, by_claim).sort(/*stable=*/true, 0, false);
+  const at::Tensor by_expert = by_claim.index_select(0, index);
+  const at::Tensor counts = at::bincount(expert, {}, num_experts);
+  const at::Tensor begin = (counts.cumsum(0) - counts).index_select(0, sorted);
+  const at::Tensor dropped = by_expert.masked_select((slot - begin).ge(capacity));
+  return expert.index_fill(0, dropped, num_experts).view(experts_TK.sizes());
 }
 
 // The K best, larger score first, then the smaller index (a stable sort).
@@ -119,10 +133,17 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
 
   if (!training) return out;
   const double E = static_cast<double>(model_.num_experts);
+  const at::Tensor routed_TK = out.experts_TK;
   at::Tensor f;
   {
     at::NoGradGuard no_grad;
-    f = balance_f(log_scores.exp(), out.experts_TK, row_of_T, num_rows);
+    f = balance_f(log_scores.exp(), routed_TK, row_of_T, num_rows);
+    if (settings_.capacity_factor > 0) {
+      const double even = static_cast<double>(routed_TK.numel()) / E;
+      const auto capacity = static_cast<int64_t>(std::ceil(settings_.capacity_factor * even));
+      out.experts_TK = drop_beyond(capacity, settings_.drop_last, routed_TK, out.weights_TK.detach(),
+                                   model_.num_experts);
+    }
   }
   const at::Tensor aux = (f * probabilities).sum() * E;
   const at::Tensor z = at::logsumexp(logits, -1).square().sum();
@@ -139,8 +160,10 @@ Routing Router::forward(const at::Tensor& x_TD, const at::Tensor& row_of_T, int6
   }
   sums.score += sigmoid ? log_scores.exp().sum().item<double>() : static_cast<double>(x_TD.size(0));
   sums.probability += probabilities.sum(0);
-  sums.counts += at::bincount(out.experts_TK.reshape({-1}), {}, model_.num_experts);
+  sums.counts += at::bincount(routed_TK.reshape({-1}), {}, model_.num_experts);
   sums.num_tokens += x_TD.size(0);
+  if (settings_.capacity_factor > 0)
+    sums.num_dropped += out.experts_TK.eq(model_.num_experts).sum().item<int64_t>();
   return out;
 }
 

@@ -18,6 +18,8 @@ struct RouterSettings {
   std::string aux_scope = "previous_step";
   double layer_weight = 1;  // 1, or 1 / layers for moe.aux_over_layers: mean
   std::string routing = "natural";
+  double capacity_factor = 0;  // 0: dropless
+  bool drop_last = false;      // beyond the capacity the last tokens, not those of the least weight
 };
 
 // What one layer adds up over the tokens of a unit; sums only, so that they merge exactly.
@@ -31,6 +33,7 @@ struct RouterSums {
   double logit_max = -std::numeric_limits<double>::infinity();  // a maximum, not a sum
   at::Tensor probability;       // fp64 [E], sum over tokens of p(t)
   int64_t num_tokens = 0;
+  int64_t num_dropped = 0;  // of the num_tokens K slots; counts has them too
   // The sums over tokens, for those who treat them alike.
   std::array<double*, 5> numbers() { return {&aux, &z, &entropy, &top1, &score}; }
   void clear();
@@ -38,7 +41,7 @@ struct RouterSums {
 };
 
 struct Routing {
-  at::Tensor experts_TK;  // int64, best first
+  at::Tensor experts_TK;  // int64, best first; E: the slot was dropped
   at::Tensor weights_TK;  // accumulation type, differentiable
   at::Tensor loss;        // sum over tokens of the weighted aux and z losses (undefined: none)
   at::Tensor logits_TE;   // detached, for inspection
@@ -48,6 +51,11 @@ struct Routing {
 // groups. A group counts as the sum of its two best experts (at least two each); of equal groups
 // the first. DeepSeek-V3's rule (arXiv 2412.19437, section 2.1.2).
 at::Tensor keep_best_groups(const at::Tensor& scores_TE, int64_t num_groups, int64_t kept);
+
+// experts_TK with E where an expert is chosen more than `capacity` times: by the slots of the least
+// weight, of equal ones the last, or by the last ones.
+at::Tensor drop_beyond(int64_t capacity, bool drop_last, const at::Tensor& experts_TK,
+                       const at::Tensor& weights_TK, int64_t num_experts);
 
 class Router {
  public:

@@ -19,8 +19,8 @@ int64_t to_quanta(double x) {
 }
 
 // Numbers of a MoE layer in the vote: RouterSums::numbers, tokens, then counts and probabilities.
-constexpr int64_t kRouterNumbers = 5;
-int64_t layer_width(int64_t experts) { return kRouterNumbers + 1 + 2 * experts; }
+constexpr int64_t kRouterNumbers = 5, kRouterCounts = 2;
+int64_t layer_width(int64_t experts) { return kRouterNumbers + kRouterCounts + 2 * experts; }
 
 double entropy_of(const int64_t* quanta, int64_t n) {
   double total = 0, entropy = 0;
@@ -109,7 +109,9 @@ TrainedModel::TrainedModel(const Config& config, const ModelConfig& model_config
                   .layer_weight = config.moe.aux_over_layers == "mean" && moe_count
                                       ? 1.0 / static_cast<double>(moe_count)
                                       : 1.0,
-                  .routing = config.moe.routing};
+                  .routing = config.moe.routing,
+                  .capacity_factor = config.moe.capacity_factor,
+                  .drop_last = config.moe.drop_policy == "position"};
   moe.all_gather = config.moe.dispatcher == "all_gather";
   moe.max_tokens = config.moe.max_tokens;
   moe.weigh = config.sdc.dispatch;
@@ -316,6 +318,7 @@ void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, Step
     RouterSums& s = layer->router().sums;
     for (const double* x : s.numbers()) add(to_quanta(*x * scale_));
     add(s.num_tokens);
+    add(s.num_dropped);
     const at::Tensor host_counts = s.counts.cpu();
     const int64_t* counts = host_counts.data_ptr<int64_t>();
     for (int64_t e = 0; e < model_.model.num_experts; ++e) add(counts[e]);
@@ -454,7 +457,8 @@ StepOutcome TrainStep::settle(const StepSums& sums) const {
   out.router_grad_norm = std::sqrt(from_fixed(votes.norm(2))) * factor;
   for (int64_t l = 0; l < layers; ++l) {
     const int64_t* s = sums.data() + 2 + l * layer_width(E);
-    const int64_t *tokens = s + kRouterNumbers, *counts = tokens + 1, *probability = counts + E;
+    const int64_t *tokens = s + kRouterNumbers, *dropped = tokens + 1;
+    const int64_t *counts = tokens + kRouterCounts, *probability = counts + E;
     const double per_token = kLossQuantum / (scale_ * static_cast<double>(*tokens * layers));
     out.aux_loss += static_cast<double>(s[0]) * per_token;
     out.z_loss += static_cast<double>(s[1]) * per_token;
@@ -469,6 +473,8 @@ StepOutcome TrainStep::settle(const StepSums& sums) const {
     out.weighted_aux_loss += r.aux_coef * static_cast<double>(s[0]) * weight;
     out.weighted_z_loss += r.z_coef * static_cast<double>(s[1]) * weight;
     out.counts.emplace_back(counts, counts + E);
+    out.dropped.push_back(static_cast<double>(*dropped) /
+                          static_cast<double>(*tokens * model_.model.experts_per_token));
   }
   const std::vector<std::string> names = objective_->names();
   for (size_t j = 1; j < names.size(); ++j)

@@ -47,7 +47,8 @@ struct StepOutcome {
   double router_entropy = 0;          // of a token's distribution, mean over tokens and layers
   double router_entropy_of_mean = 0;  // of the mean distribution, mean over layers
   double router_top1 = 0, router_score = 0;  // mean over tokens and layers
-  std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step
+  std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step, as routed
+  std::vector<double> dropped;               // share of these that met a full expert, per MoE layer
   bool skipped = false;                      // non-finite: nothing was updated
   int64_t attempts = 1;
   PhaseSeconds seconds{};  // of this rank, in the attempt that was committed

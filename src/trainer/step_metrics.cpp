@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 
 namespace maniple {
 namespace {
@@ -31,9 +32,10 @@ void add_load(StepReport& report, const StepOutcome& o, const MeshShape& mesh) {
   add("load_cv", load.variation);
   add("load_ranks_max_over_mean", load.ranks_max_over_mean);
   add("experts_without_tokens", static_cast<double>(load.without_tokens));
-  add("dropped_fraction", 0.0);  // the dispatchers drop nothing
+  add("dropped_fraction",
+      std::accumulate(o.dropped.begin(), o.dropped.end(), 0.0) / static_cast<double>(o.dropped.size()));
   report.lists.emplace_back("load_max_over_mean_by_layer", load.max_over_mean);
-  report.lists.emplace_back("dropped_fraction_by_layer", std::vector<double>(o.counts.size(), 0.0));
+  report.lists.emplace_back("dropped_fraction_by_layer", o.dropped);
 }
 
 void add_router(StepReport& report, const StepOutcome& o, const TrainedModel& model) {

@@ -1,7 +1,6 @@
 #include "moe/router.h"
 
 #include <ATen/Functions.h>
-#include <ATen/TensorIndexing.h>
 #include <gtest/gtest.h>
 
 #include <set>
@@ -99,6 +98,48 @@ TEST(Router, ChoosesInsideTheGroupsByBiasedScoresAndWeighsWithoutBias) {
   EXPECT_EQ(router.sums.counts.sum().item<int64_t>(), T * 4);  // of the actual choice
   EXPECT_TRUE(router.sums.counts.equal(
       at::bincount(routing.experts_TK.reshape({-1}), {}, 16)));
+}
+
+TEST(DropBeyond, TheLeastWeightsOrTheLastTokensGo) {
+  auto slots = [](const std::vector<int64_t>& experts) { return at::tensor(experts); };
+  const at::Tensor experts = slots({0, 1, 0, 2, 1, 0, 0, 2}).view({4, 2});
+  const at::Tensor weights = scores({0.5, 0.1, 0.2, 0.9, 0.3, 0.5, 0.2, 0.4}).view({4, 2});
+  auto dropped = [&](int64_t capacity, bool last) {
+    return drop_beyond(capacity, last, experts, weights, 3).reshape({-1});
+  };
+  // Expert 0 is chosen with 0.5, 0.2, 0.5, 0.2; of the two equal ones the later goes.
+  EXPECT_TRUE(dropped(3, false).equal(slots({0, 1, 0, 2, 1, 0, 3, 2})));
+  EXPECT_TRUE(dropped(2, false).equal(slots({0, 1, 3, 2, 1, 0, 3, 2})));
+  EXPECT_TRUE(dropped(1, false).equal(slots({0, 3, 3, 2, 1, 3, 3, 3})));
+  EXPECT_TRUE(dropped(2, true).equal(slots({0, 1, 0, 2, 1, 3, 3, 2})));
+  EXPECT_TRUE(dropped(0, true).equal(at::full({8}, 3, at::kLong)));
+  EXPECT_TRUE(dropped(4, false).equal(experts.reshape({-1})));
+  EXPECT_EQ(drop_beyond(1, false, experts.narrow(0, 0, 0), weights.narrow(0, 0, 0), 3).numel(), 0);
+}
+
+TEST(Router, CountsWhatItRoutedAndWhatMetAFullExpert) {
+  const ModelConfig model = grouped_model();
+  ProcessMesh mesh(MeshShape{}, make_single_communicator());
+  ParameterStore store(mesh, Precision::kFp64);
+  RouterSettings settings;
+  settings.capacity_factor = 1;  // ceil(30 x 4 / 16) = 8 tokens for each expert
+  Router router(model, 0, "", store, settings);
+  store.allocate(64);
+  Parameter& weight = store.find("gate.weight");
+  weight.value.copy_(at::sin(at::arange(weight.numel(), weight.value.options()) * 1.7)
+                         .view(weight.value.sizes()));
+  const int64_t T = 30;
+  const at::Tensor x = at::cos(at::arange(T * 24, weight.value.options()) * 0.31).view({T, 24});
+  const at::Tensor row = at::zeros({T}, at::TensorOptions(at::kLong));
+  const at::Tensor kept = router.forward(x, row, 1).experts_TK;
+  router.training = false;
+  const at::Tensor all = router.forward(x, row, 1).experts_TK;  // nothing is dropped here
+  const at::Tensor counts = at::bincount(all.reshape({-1}), {}, 16);
+  ASSERT_GT(counts.max().item<int64_t>(), 8);
+  EXPECT_TRUE(router.sums.counts.equal(counts));
+  EXPECT_EQ(router.sums.num_dropped, (counts - 8).clamp_min(0).sum().item<int64_t>());
+  EXPECT_TRUE(at::bincount(kept.reshape({-1}), {}, 17).narrow(0, 0, 16).equal(counts.clamp_max(8)));
+  EXPECT_TRUE(at::where(kept.eq(16), all, kept).equal(all));
 }
 
 }  // namespace

@@ -4,27 +4,11 @@
 #include <map>
 
 #include "elastic/reshard.h"
+#include "members.h"
 #include "tiny_trainer.h"
 
 namespace maniple {
 namespace {
-
-std::vector<Member> members_of(uint32_t n) {
-  std::vector<Member> members;
-  for (uint32_t s = 0; s < n; ++s) members.push_back({s, 1, s});
-  return members;
-}
-
-TEST(BlockElements, AreAPowerOfTwoByTheSizeOfTheModel) {
-  OptimConfig optim;
-  EXPECT_EQ(block_elements(optim, 1), 4096);
-  EXPECT_EQ(block_elements(optim, 64 * 8192 - 1), 4096);
-  EXPECT_EQ(block_elements(optim, 64 * 8192), 8192);
-  EXPECT_EQ(block_elements(optim, 3'800'000), 32768);
-  EXPECT_EQ(block_elements(optim, 30'532'122'624), 1 << 20);
-  optim.block_elements = 1000;
-  EXPECT_EQ(block_elements(optim, 1 << 30), 1000);
-}
 
 struct Layout {
   int64_t slices, ep;

@@ -107,6 +107,47 @@ TEST(AllGather, AllTokensToTheExpertsOfOneRank) {
   expect_near(all_to_all, train_steps(c, 2, bias), 1e-9, 1e-6);
 }
 
+// Both dispatchers, forward and backward, leave out the same tokens.
+TEST(Capacity, DispatchersAndLayoutsAgree) {
+  for (const std::string policy : {"probability", "position"}) {
+    SCOPED_TRACE(policy);
+    Config c = tiny_config();
+    c.train.precision = "fp64";
+    c.moe.bias_rate = 0;
+    c.moe.capacity_factor = 0.75;
+    c.moe.drop_policy = policy;
+    const TrainedSteps one = train_steps(c, 1);
+    for (const double share : one.steps[0].dropped) {
+      EXPECT_GT(share, 0.24);
+      EXPECT_LT(share, 0.9);
+    }
+    c.train.recompute = true;
+    expect_same_bits(one, train_steps(c, 1));
+    for (const Layout& layout : {Layout{1, 1, 2, 1, 2}, Layout{2, 1, 1, 1, 2}, Layout{1, 1, 1, 2, 2}}) {
+      SCOPED_TRACE(name_of(layout));
+      const Config there = with_layout(c, layout);
+      const TrainedSteps all_to_all = train_steps(there, layout.ranks);
+      expect_near(one, all_to_all, 1e-9, 1e-6);
+      EXPECT_EQ(one.steps[0].dropped, all_to_all.steps[0].dropped);
+      Config reference = there;
+      reference.moe.dispatcher = "all_gather";
+      expect_near(all_to_all, train_steps(reference, layout.ranks), 1e-9, 1e-6);
+    }
+  }
+}
+
+TEST(Capacity, ThatNobodyReachesChangesNoBit) {
+  Config c = tiny_config();
+  const TrainedSteps dropless = train_steps(c, 1);
+  EXPECT_EQ(dropless.steps[0].dropped, std::vector<double>(2, 0.0));
+  c.moe.capacity_factor = 8.0 / 2;  // all tokens fit in one expert
+  expect_same_bits(dropless, train_steps(c, 1));
+  c.moe.capacity_factor = 0.01;  // one token each
+  const TrainedSteps few = train_steps(c, 1);
+  EXPECT_GT(few.steps[0].dropped[0], 0.8);
+  EXPECT_LT(few.steps[0].dropped[0], 1);
+}
+
 TEST(MaxTokens, ChunksCutTheRowsInOrder) {
   using Counts = std::vector<int64_t>;
   EXPECT_EQ(split_counts({3, 0, 4}, 4), (std::vector<Counts>{{3, 0, 1}, {0, 0, 3}}));

@@ -3,6 +3,7 @@
 
 #include "core/errors.h"
 #include "elastic/reshard.h"
+#include "members.h"
 #include "tiny_trainer.h"
 
 namespace maniple {
@@ -54,12 +55,6 @@ class Deferred : public Communicator {
   std::unique_ptr<Communicator> inner_;
   std::atomic<int>& sums_;
 };
-
-std::vector<Member> members_of(uint32_t n) {
-  std::vector<Member> members;
-  for (uint32_t s = 0; s < n; ++s) members.push_back({s, 1, s});
-  return members;
-}
 
 struct Layout {
   int64_t slices, ep;

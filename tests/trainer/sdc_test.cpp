@@ -7,6 +7,7 @@
 
 #include "core/errors.h"
 #include "elastic/reshard.h"
+#include "members.h"
 #include "tiny_trainer.h"
 #include "trainer/fault_injector.h"
 
@@ -196,8 +197,7 @@ TEST(SdcVote, SumsThatAreNotThoseOfTheirAddendsBreakTheirCheck) {
       Trainer t(c, std::move(world));
       ShardedAdamw& optimizer = *t.model.optimizer;
       optimizer.forget();
-      std::vector<Member> members = {{0, 1, 0}, {1, 1, 1}};
-      optimizer.set_holders(holders({optimizer.num_blocks(), Redundancy::kShadow}, members));
+      optimizer.set_holders(holders({optimizer.num_blocks(), Redundancy::kShadow}, members_of(2)));
       set_random_weights(t.model, c.run.seed);
       optimizer.publish();
       const Place place = std::string(what) == "sum" ? Place::kSum : Place::kReduced;
