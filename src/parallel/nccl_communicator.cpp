@@ -1,5 +1,6 @@
 #include "parallel/nccl_communicator.h"
 
+#include <ATen/Functions.h>
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAStream.h>
 #include <nccl.h>
