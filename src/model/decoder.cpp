@@ -88,17 +88,36 @@ at::Tensor Decoder::embedded(const at::Tensor& ids) const {
   return x * at::scalar_tensor(std::sqrt(static_cast<double>(model_.hidden_size)), x.options());
 }
 
+void Decoder::note_hidden(int64_t layer, const at::Tensor& x) {
+  if (on_hidden) on_hidden(x);
+  store_.mesh().trail().reach_layer(layer, x);
+  if (!at::GradMode::is_enabled()) return;
+  const at::NoGradGuard no_grad;
+  norms_.push_back(at::linalg_vector_norm(x, 2, {-1}, false, accumulate_type(store_.precision())));
+}
+
+std::vector<double> Decoder::hidden_squares() const {
+  const at::Tensor norms = at::stack(norms_).flatten(1).to(at::kCPU, at::kDouble).contiguous();
+  std::vector<double> squares;
+  for (int64_t l = 0; l < norms.size(0); ++l) {
+    const double* norm = norms.const_data_ptr<double>() + l * norms.size(1);
+    double sum = 0;
+    for (int64_t t = 0; t < norms.size(1); ++t) sum += norm[t] * norm[t];
+    squares.push_back(sum / static_cast<double>(model_.hidden_size));
+  }
+  return squares;
+}
+
 at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
                             const at::Tensor& document, std::vector<at::Tensor>* hidden) {
   const auto type = compute_type(store_.precision());
   const AttentionInputs inputs = make_attention_inputs(model_, position, document, type);
   at::Tensor x = embedded(ids);
   losses_.clear();
-  Trail& trail = store_.mesh().trail();
+  norms_.clear();
   for (int64_t l = 0; l < model_.num_layers(); ++l) {
     Layer& layer = layers_[l];
-    if (on_hidden) on_hidden(x);
-    trail.reach_layer(l, x);
+    note_hidden(l, x);
     if (hidden) hidden->push_back(x.detach());
     if (on_backward && at::GradMode::is_enabled())
       x = Milestone::apply(x, reinterpret_cast<int64_t>(this), l);
@@ -113,8 +132,7 @@ at::Tensor Decoder::forward(const at::Tensor& ids, const at::Tensor& position,
     x = out[0];
     if (out.size() > 1) losses_.push_back(out[1]);
   }
-  if (on_hidden) on_hidden(x);
-  trail.reach_layer(model_.num_layers(), x);
+  note_hidden(model_.num_layers(), x);
   x = norm(x, *final_norm_);
   if (hidden) hidden->push_back(x.detach());
   return x;

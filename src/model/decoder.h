@@ -31,6 +31,9 @@ class Decoder {
   at::Tensor forward(const at::Tensor& ids, DecoderCache& cache);
   // The layers' own losses of the last forward, in layer order, for the objective to add.
   std::vector<at::Tensor> take_losses() { return std::exchange(losses_, {}); }
+  // Of the last forward, the input of each layer and of the final norm: the sums over tokens of the
+  // mean squares of their elements [num_layers + 1], the same bits on any number of threads.
+  std::vector<double> hidden_squares() const;
   // Called with the input of each layer and of the final norm, when they are there.
   std::function<void(const at::Tensor&)> on_hidden;
   // Called in backward when the gradients of the layer and of all that follows are complete, so the
@@ -52,12 +55,14 @@ class Decoder {
   at::Tensor forward(Layer& layer, const at::Tensor& x, const AttentionInputs& inputs,
                      LayerPass& pass, KvCache* cache = nullptr) const;
   at::Tensor embedded(const at::Tensor& ids) const;
+  void note_hidden(int64_t layer, const at::Tensor& x);
 
   const ModelConfig& model_;
   ParameterStore& store_;
   Parameter *embedding_, *final_norm_, *head_;
   std::vector<Layer> layers_;
   std::vector<at::Tensor> losses_;
+  std::vector<at::Tensor> norms_;  // [B, S], of the inputs of the layers and of the final norm
   const bool recompute_;
 };
 

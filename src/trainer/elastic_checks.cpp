@@ -30,9 +30,20 @@ std::string ElasticSlice::suspicion(const StepSums& sums) const {
   if (!config_.sdc.outliers || !outliers_.may_replay()) return {};
   if (!TrainStep::finite(sums)) return "a value is not finite";
   const StepOutcome out = step_.settle(sums);
-  if (outliers_.suspects({out.loss, out.grad_norm}))
-    return fmt::format("loss {:.6g} and gradient norm {:.6g} are outliers", out.loss, out.grad_norm);
-  return {};
+  const Outliers::Numbers numbers = numbers_of(out);
+  const auto far = outliers_.suspect(numbers);
+  if (!far) return {};
+  const double x = numbers[*far];
+  if (*far == 0) return fmt::format("loss {:.6g} is an outlier", x);
+  if (*far == 1) return fmt::format("gradient norm {:.6g} is an outlier", x);
+  return fmt::format("residual gain {:.6g} of layer {} is an outlier", x, *far - 2);
+}
+
+Outliers::Numbers ElasticSlice::numbers_of(const StepOutcome& outcome) {
+  Outliers::Numbers numbers = {outcome.loss, outcome.grad_norm};
+  const std::vector<double>& rms = outcome.hidden_rms;
+  for (size_t l = 1; l < rms.size(); ++l) numbers.push_back(rms[l] / rms[l - 1]);
+  return numbers;
 }
 
 // What a complete attempt is worth. All slices see the same sums, so they come to the same end; a

@@ -48,7 +48,7 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   executions_.clear();
   if (fresh || decision.loads_checkpoint()) {
     model_.optimizer->forget();
-    outliers_ = {};
+    outliers_.clear();
     prepared_step_ = 0;
   }
   model_.optimizer->set_holders(holders(layout_, decision.members));

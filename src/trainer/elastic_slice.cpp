@@ -331,7 +331,7 @@ void ElasticSlice::update(const DecisionRecord& record) {
     note("commit", decision_.number, record.step);
   }
   const StepOutcome outcome = step_.settle(sums_);
-  outliers_.commit({outcome.loss, outcome.grad_norm}, !executions_.empty());
+  outliers_.commit(numbers_of(outcome), !executions_.empty());
   executions_.clear();
   trails_.clear();
   step_.apply(outcome, learning_rate(config_.optim, record.step, config_.train.steps));

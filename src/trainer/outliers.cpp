@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/errors.h"
 
@@ -17,8 +18,10 @@ double median(std::vector<double> values) {
 }  // namespace
 
 Outliers::Numbers Outliers::scores(const Numbers& numbers) const {
-  Numbers scores{};
-  for (size_t i = 0; i < kNumbers && !history_.empty(); ++i) {
+  MANIPLE_INVARIANT(numbers.size() == num_numbers_, "{} numbers of a step, not {}", numbers.size(),
+                    num_numbers_);
+  Numbers scores(num_numbers_);
+  for (size_t i = 0; i < num_numbers_ && !history_.empty(); ++i) {
     std::vector<double> values, deviations;
     for (const Numbers& past : history_) values.push_back(past[i]);
     const double middle = median(values);
@@ -30,10 +33,14 @@ Outliers::Numbers Outliers::scores(const Numbers& numbers) const {
   return scores;
 }
 
-bool Outliers::suspects(const Numbers& numbers) const {
-  if (static_cast<int64_t>(history_.size()) < kWindow || quiet_ > 0) return false;
-  const Numbers s = scores(numbers);
-  return std::any_of(s.begin(), s.end(), [&](double score) { return !(score <= threshold_); });
+std::optional<size_t> Outliers::suspect(const Numbers& numbers) const {
+  if (static_cast<int64_t>(history_.size()) < kWindow || quiet_ > 0) return std::nullopt;
+  Numbers s = scores(numbers);
+  for (double& score : s)
+    if (std::isnan(score)) score = std::numeric_limits<double>::infinity();
+  const auto worst = std::max_element(s.begin(), s.end());
+  if (*worst <= threshold_) return std::nullopt;
+  return worst - s.begin();
 }
 
 void Outliers::commit(const Numbers& numbers, bool was_replayed) {
@@ -58,19 +65,20 @@ std::vector<double> Outliers::state() const {
                                static_cast<double>(replayed_), static_cast<double>(quiet_),
                                static_cast<double>(history_.size())};
   for (const Numbers& numbers : history_) state.insert(state.end(), numbers.begin(), numbers.end());
-  state.resize(5 + kWindow * kNumbers);
+  state.resize(5 + kWindow * num_numbers_);
   return state;
 }
 
 void Outliers::set_state(const std::vector<double>& state) {
-  MANIPLE_INVARIANT(state.size() == 5 + kWindow * kNumbers, "state of {} numbers", state.size());
+  MANIPLE_INVARIANT(state.size() == 5 + kWindow * num_numbers_, "state of {} numbers", state.size());
   threshold_ = state[0];
   steps_ = static_cast<int64_t>(state[1]);
   replayed_ = static_cast<int64_t>(state[2]);
   quiet_ = static_cast<int64_t>(state[3]);
   history_.clear();
+  const auto n = static_cast<int64_t>(num_numbers_);
   for (int64_t i = 0; i < static_cast<int64_t>(state[4]); ++i)
-    history_.push_back({state[5 + 2 * i], state[6 + 2 * i]});
+    history_.emplace_back(state.begin() + 5 + i * n, state.begin() + 5 + (i + 1) * n);
 }
 
 }  // namespace maniple

@@ -12,6 +12,7 @@ namespace maniple {
 namespace {
 
 constexpr double kLossQuantum = 0x1p-40;
+constexpr double kSquareQuantum = 0x1p-30, kLargestSquare = 0x1p24;  // of hidden states, per unit
 
 int64_t to_quanta(double x) {
   MANIPLE_INVARIANT(!(std::abs(x) >= 0x1p22), "sum {} out of range", x);
@@ -142,7 +143,8 @@ TrainStep::TrainStep(const Config& config, TrainedModel& model, ProcessMesh& mes
       rows_(rows),
       num_units_(maniple::num_units(config.batch, mesh.shape())),
       spikes_(parse_spikes(config.faults.spike)),
-      objective_(std::move(objective)) {
+      objective_(std::move(objective)),
+      hidden_squares_(model.model.num_layers() + 1) {
   const double tokens = static_cast<double>(config.batch.rows * config.batch.seq_len);
   scale_ = std::exp2(-std::round(std::log2(tokens)));
   // Only forwards are divided into phases; in backward a recomputed layer announces its own too.
@@ -276,6 +278,8 @@ void TrainStep::backward_unit(int64_t step, int64_t unit, bool early) {
     for (const at::Tensor& l : model_.decoder->take_losses()) loss = loss + l * scale_;
     clock_.enter(Phase::kBackward);
     loss.backward();
+    const std::vector<double> squares = model_.decoder->hidden_squares();
+    for (size_t l = 0; l < squares.size(); ++l) hidden_squares_[l] += squares[l];
     clock_.enter(Phase::kOther);
   }
   model_.decoder->on_backward = {};
@@ -290,6 +294,7 @@ TrainStep::UnitResult TrainStep::unit(int64_t step, int64_t unit, const std::fun
   objective.make_finite();
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
   logit_max_ = logit_max;
+  hidden_squares_.assign(hidden_squares_.size(), 0.0);
   if (look) look();
   UnitResult result{at::zeros({2}, at::TensorOptions(at::kLong)), model_.optimizer->gradient_hash()};
   if (mesh_.tp_index() == 0) {
@@ -305,8 +310,8 @@ double TrainStep::loss_of(const UnitResult& result) const {
   return static_cast<double>(result.sums[1].item<int64_t>()) * kLossQuantum / scale_ / targets;
 }
 
-// Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, then
-// the objective's other sums.
+// Losses are rounded once per unit, counts are integers. Layout: targets, loss, the MoE layers, the
+// objective's other sums, then the squares of the hidden states.
 void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums) {
   size_t i = 0;
   auto add = [&](int64_t x) { sums[i++] += x; };
@@ -331,6 +336,12 @@ void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, Step
   }
   for (size_t j = 1; j < objective.values.size(); ++j)
     add(speaks ? to_quanta(objective.values[j] * scale_) : 0);
+  for (double& square : hidden_squares_) {
+    const double x = std::exchange(square, 0.0) * scale_;
+    // What is not finite or no plausible square is as good as the largest one.
+    const double bounded = x < kLargestSquare ? x : kLargestSquare;
+    add(speaks ? std::llrint(bounded / kSquareQuantum) : 0);
+  }
 }
 
 StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<bool()>& keep_on,
@@ -349,6 +360,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   objective_->begin_attempt(step);
   StepSums sums(num_sums() - kFlagNumbers, 0);
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
+  hidden_squares_.assign(hidden_squares_.size(), 0.0);
   model_.moe.balance = 0;
   logit_max_ = -std::numeric_limits<double>::infinity();
   clock_.take();
@@ -434,8 +446,12 @@ size_t TrainStep::objective_begin() const {
   return static_cast<size_t>(2 + layers * layer_width(model_.model.num_experts));
 }
 
+size_t TrainStep::squares_begin() const {
+  return objective_begin() + objective_->names().size() - 1;
+}
+
 size_t TrainStep::num_sums() const {
-  return objective_begin() + objective_->names().size() - 1 + kFlagNumbers;
+  return squares_begin() + hidden_squares_.size() + kFlagNumbers;
 }
 
 bool TrainStep::failed(const StepSums& sums) { return Flags(sums).failed() > 0; }
@@ -476,6 +492,9 @@ StepOutcome TrainStep::settle(const StepSums& sums) const {
     out.dropped.push_back(static_cast<double>(*dropped) /
                           static_cast<double>(*tokens * model_.model.experts_per_token));
   }
+  for (size_t l = 0; l < hidden_squares_.size(); ++l)
+    out.hidden_rms.push_back(std::sqrt(static_cast<double>(sums[squares_begin() + l]) * kSquareQuantum /
+                                       (scale_ * static_cast<double>(out.num_tokens))));
   const std::vector<std::string> names = objective_->names();
   for (size_t j = 1; j < names.size(); ++j)
     out.objective.emplace_back(

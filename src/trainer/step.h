@@ -49,6 +49,7 @@ struct StepOutcome {
   double router_top1 = 0, router_score = 0;  // mean over tokens and layers
   std::vector<std::vector<int64_t>> counts;  // [MoE layers][experts], whole step, as routed
   std::vector<double> dropped;               // share of these that met a full expert, per MoE layer
+  std::vector<double> hidden_rms;            // of the input of each layer and of the final norm
   bool skipped = false;                      // non-finite: nothing was updated
   int64_t attempts = 1;
   PhaseSeconds seconds{};  // of this rank, in the attempt that was committed
@@ -173,7 +174,9 @@ class TrainStep {
   // early: begin to reduce gradients that are complete while backward goes on.
   void backward_unit(int64_t step, int64_t unit, bool early = false);
   void add_unit_sums(int64_t unit, const ObjectiveSums& objective, StepSums& sums);
-  size_t objective_begin() const;  // of the objective's sums but for the loss, among the step's
+  // Where the objective's sums but for the loss, and the squares of hidden states, are in the step's.
+  size_t objective_begin() const;
+  size_t squares_begin() const;
 
   const Config& config_;
   TrainedModel& model_;
@@ -188,6 +191,7 @@ class TrainStep {
   PhaseClock clock_;
   at::Tensor unit_counts_;  // int64 [units of this slice, MoE layers, experts], of this rank
   double logit_max_ = 0;
+  std::vector<double> hidden_squares_;  // of the unit under way, as Decoder::hidden_squares
 };
 
 // Units R of a step: batch.units, or the largest divisor of rows up to 16 that the mesh allows.

@@ -115,6 +115,7 @@ StepReport report_outcome(int64_t step, double lr, const StepOutcome& o, const T
     add("grad_norm_experts", experts);
     add("grad_norm_router", router);
   }
+  report.lists.emplace_back("hidden_rms_by_layer", o.hidden_rms);
   add("clipped", o.clip < 1);
   add("skipped", o.skipped);
   return report;

@@ -86,5 +86,43 @@ TEST(StepMetrics, SameOnEveryLayout) {
   }
 }
 
+TEST(HiddenRms, IsThatOfWhatTheLayersGet) {
+  Config c = tiny_config();
+  c.batch = {.rows = 1, .units = 1, .micro_batch_rows = 1, .seq_len = 24};
+  run_local_ranks(1, [&](std::unique_ptr<Communicator> world) {
+    Trainer t(c, std::move(world));
+    std::vector<double> expected;
+    t.model.decoder->on_hidden = [&](const at::Tensor& x) {
+      expected.push_back(x.detach().to(at::kDouble).square().mean().sqrt().item<double>());
+    };
+    const StepOutcome o = t.step.run(1, c.optim.lr);
+    ASSERT_EQ(o.hidden_rms.size(), 3u);
+    ASSERT_EQ(expected.size(), 3u);
+    for (size_t l = 0; l < 3; ++l) EXPECT_NEAR(o.hidden_rms[l] / expected[l], 1, 1e-5);
+  });
+}
+
+// An error in one element that the loss hardly feels, since the next norm tames it.
+TEST(HiddenRms, ShowsOneWildElement) {
+  const Config c = tiny_config();
+  std::vector<StepOutcome> seen;
+  for (const double value : {0.0, 1e4, std::numeric_limits<double>::infinity()})
+    run_local_ranks(1, [&](std::unique_ptr<Communicator> world) {
+      Trainer t(c, std::move(world));
+      int call = 0;
+      t.model.decoder->on_hidden = [&](const at::Tensor& x) {
+        const at::NoGradGuard no_grad;
+        if (call++ == 1 && value != 0) x.detach().view({-1})[5] = value;
+      };
+      seen.push_back(t.step.run(1, c.optim.lr));
+    });
+  const auto gain = [&](size_t i, size_t layer) { return seen[i].hidden_rms[layer + 1] / seen[i].hidden_rms[layer]; };
+  EXPECT_EQ(seen[1].hidden_rms[0], seen[0].hidden_rms[0]);
+  EXPECT_GT(gain(1, 0), 50 * gain(0, 0));
+  EXPECT_LT(std::abs(seen[1].loss / seen[0].loss - 1), 0.1);
+  EXPECT_TRUE(seen[2].skipped);
+  EXPECT_GT(gain(2, 0), 50 * gain(0, 0));
+}
+
 }  // namespace
 }  // namespace maniple
