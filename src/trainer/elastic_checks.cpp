@@ -36,12 +36,13 @@ std::string ElasticSlice::suspicion(const StepSums& sums) const {
   const double x = numbers[*far];
   if (*far == 0) return fmt::format("loss {:.6g} is an outlier", x);
   if (*far == 1) return fmt::format("gradient norm {:.6g} is an outlier", x);
-  return fmt::format("residual gain {:.6g} of layer {} is an outlier", x, *far - 2);
+  if (*far == 2) return fmt::format("RMS {:.6g} of the input of layer 0 is an outlier", x);
+  return fmt::format("residual gain {:.6g} of layer {} is an outlier", x, *far - 3);
 }
 
 Outliers::Numbers ElasticSlice::numbers_of(const StepOutcome& outcome) {
-  Outliers::Numbers numbers = {outcome.loss, outcome.grad_norm};
   const std::vector<double>& rms = outcome.hidden_rms;
+  Outliers::Numbers numbers = {outcome.loss, outcome.grad_norm, rms[0]};
   for (size_t l = 1; l < rms.size(); ++l) numbers.push_back(rms[l] / rms[l - 1]);
   return numbers;
 }

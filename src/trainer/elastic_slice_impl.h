@@ -50,7 +50,7 @@ class ElasticSlice {
   void attempt(const Order& order);
   Health examine(const Order& order, const StepSums& mine, const StepSums& sums);
   std::string suspicion(const StepSums& sums) const;
-  // Loss, gradient norm, residual gain of each layer.
+  // Loss, gradient norm, RMS of the first layer's input, residual gain of each layer.
   static Outliers::Numbers numbers_of(const StepOutcome& outcome);
   bool gather_execution(const StepSums& mine, uint32_t rotation);
   std::string locate(uint32_t blamed);
@@ -107,7 +107,7 @@ class ElasticSlice {
   bool has_parameters_ = false;  // those of state_step_
   uint64_t parameter_seal_ = 0;  // of these, in an epoch of less than three members
   std::vector<int64_t> state_hashes_;
-  Outliers outliers_{static_cast<size_t>(2 + model_.model.num_layers())};
+  Outliers outliers_{static_cast<size_t>(3 + model_.model.num_layers())};
   int64_t rotation_ = 0;                // of the units
   std::vector<Execution> executions_;   // of the suspicious step under way
   // Of this rank in the attempt under way, and in these executions; none of the first.

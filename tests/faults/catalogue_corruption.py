@@ -162,8 +162,16 @@ def loss_spike_with_clean_hardware(job, draw):
     """replayed, genuine, committed; nobody is blamed"""
     job.wait()
     text = said(job, "sdc_genuine")
-    assert "step 140" in text and "are outliers: all executions are equal" in text, text
+    assert "step 140" in text and "is an outlier: all executions are equal" in text, text
     assert not job.events("strike") and not job.events("slice_banned") and len(job.epochs()) == 1, "somebody was blamed"
+
+
+@fault("F24", overrides=["faults.flip=1:0:140:hidden:200:30", "sdc.canary_every=0"])
+def wild_element_in_a_layer_that_the_loss_hardly_feels(job, draw):
+    """its RMS is an outlier: replayed, the slice is named"""
+    job.until_event("sdc_transient")
+    text = said(job, "sdc_transient")
+    assert "RMS" in text and "slice 1 gave another result once" in text, text
 
 
 @fault("F29", overrides=["faults.sticky=all:0:30:hidden:5:3:0.5", "sdc.canary_every=8"], differs_from=30)
