@@ -33,18 +33,35 @@ template <typename Take>
 void for_each_record(const std::string& path, const Take& take) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
-    const auto record = nlohmann::json::parse(line, nullptr, false);
+    const auto record = nlohmann::ordered_json::parse(line, nullptr, false);
     if (record.is_object()) take(record);
   }
 }
 
 std::vector<Entry> read_journal(const std::string& path, int64_t slice) {
   std::vector<Entry> entries;
-  for_each_record(path, [&](const nlohmann::json& r) {
+  for_each_record(path, [&](const nlohmann::ordered_json& r) {
     entries.push_back({r.value("us", 0.0) / 1e6, slice, r.value("life", int64_t{0}),
                        r.value("event", ""), r.value("epoch", int64_t{0}), r.value("step", int64_t{0})});
   });
   return entries;
+}
+
+JobReport::Spent read_spent(const std::string& path, int64_t slice) {
+  JobReport::Spent spent{slice, {}, 0};
+  for_each_record(path, [&](const nlohmann::ordered_json& r) {
+    if (r.value("event", "") != "spent") return;
+    spent.memory_mib = std::max(spent.memory_mib, r.value("memory_rss_peak_mib", 0.0));
+    const nlohmann::ordered_json phases = r.value("seconds", nlohmann::ordered_json::object());
+    for (const auto& [phase, seconds] : phases.items()) {
+      if (!phases.is_object() || !seconds.is_number()) continue;
+      auto at = std::find_if(spent.seconds.begin(), spent.seconds.end(),
+                             [&](const auto& known) { return known.first == phase; });
+      if (at == spent.seconds.end()) at = spent.seconds.insert(at, {phase, 0.0});
+      at->second += seconds.get<double>();
+    }
+  });
+  return spent;
 }
 
 // How much later the clock of `mine` is than that of `first`, by the commits in both.
@@ -62,8 +79,8 @@ double clock_offset(const std::vector<Entry>& first, const std::vector<Entry>& m
   return std::abs(offset) < 1 ? 0 : offset;  // one machine
 }
 
-std::vector<Entry> read_journals(const std::string& run_dir) {
-  std::map<int64_t, std::string> files;
+std::map<int64_t, std::string> find_journals(const std::string& run_dir) {
+  std::map<int64_t, std::string> files;  // by slice
   std::error_code none;
   for (const auto& file : std::filesystem::directory_iterator(run_dir + "/elastic", none)) {
     int64_t slice = 0;
@@ -72,6 +89,10 @@ std::vector<Entry> read_journals(const std::string& run_dir) {
     const bool journal = std::sscanf(name.c_str(), "slice-%ld.jsonl%n", &slice, &length) == 1;
     if (journal && length == static_cast<int>(name.size())) files[slice] = file.path();
   }
+  return files;
+}
+
+std::vector<Entry> read_journals(const std::map<int64_t, std::string>& files) {
   std::vector<Entry> all, first;
   for (const auto& [slice, path] : files) {
     std::vector<Entry> journal = read_journal(path, slice);
@@ -180,7 +201,7 @@ std::vector<JobReport::Life> lives_of(const std::vector<Entry>& journals, double
 // Why each epoch began, and what was found; of the last launch.
 void read_events(JobReport& report, const std::string& path) {
   std::map<int64_t, std::string> causes;
-  for_each_record(path, [&](const nlohmann::json& r) {
+  for_each_record(path, [&](const nlohmann::ordered_json& r) {
     const std::string event = r.value("event", ""), text = r.value("text", "");
     if (event == "epoch") {
       const int64_t number = std::atoll(text.c_str());
@@ -204,6 +225,22 @@ std::string ranges(const std::vector<int64_t>& numbers) {
     text += fmt::format("{}{}", text.empty() ? "" : ",", numbers[i]);
     if (last > i) text += fmt::format("-{}", numbers[last]);
     i = last + 1;
+  }
+  return text;
+}
+
+std::string spent_table(const JobReport& report) {
+  if (report.spent.empty()) return "";
+  std::string text = "\ntime of a slice's steps at its leader, % (waiting for others is in exchange, vote, publish)\nslice";
+  for (const auto& [phase, seconds] : report.spent[0].seconds) text += fmt::format(" {:>8}", phase);
+  text += "   MiB a rank\n";
+  for (const JobReport::Spent& spent : report.spent) {
+    double sum = 0;
+    for (const auto& [phase, seconds] : spent.seconds) sum += seconds;
+    text += fmt::format("{:5}", spent.slice);
+    for (const auto& [phase, seconds] : spent.seconds)
+      text += fmt::format(" {:8.1f}", sum > 0 ? 100 * seconds / sum : 0);
+    text += fmt::format(" {:12.0f}\n", spent.memory_mib);
   }
   return text;
 }
@@ -233,7 +270,8 @@ std::string time_line(const JobReport& report, const ConsoleStyle& style) {
 }  // namespace
 
 JobReport read_job_report(const std::string& run_dir) {
-  const std::vector<Entry> journals = read_journals(run_dir);
+  const std::map<int64_t, std::string> files = find_journals(run_dir);
+  const std::vector<Entry> journals = read_journals(files);
   if (journals.empty())
     throw NoInputError(fmt::format(
         "report of '{}': there is no elastic/slice-N.jsonl with entries in it; give the folder of a "
@@ -247,6 +285,9 @@ JobReport read_job_report(const std::string& run_dir) {
   measure(report, courses);
   report.lives = lives_of(journals, courses.begin()->second.restores);
   read_events(report, run_dir + "/events.jsonl");
+  for (const auto& [slice, path] : files)
+    if (JobReport::Spent spent = read_spent(path, slice); !spent.seconds.empty())
+      report.spent.push_back(std::move(spent));
   return report;
 }
 
@@ -265,7 +306,7 @@ std::string format_job_report(const JobReport& r, const ConsoleStyle& style) {
     text += fmt::format("{:5} {:10.3f} {:>10} {:9} {:7} {:12.1f} {:9.1f} {:9.1f}  {}\n", e.number, e.begin,
                         ranges(e.slices), e.from_step, e.steps, 1e3 * e.before.interrupted,
                         1e3 * e.before.agreeing, 1e3 * e.before.restoring, e.cause);
-  text += "\n" + time_line(r, style);
+  text += spent_table(r) + "\n" + time_line(r, style);
   if (!r.alarms.empty()) text += fmt::format("\n{}\n", fmt::join(r.alarms, "\n"));
   return text;
 }

@@ -37,8 +37,15 @@ struct JobReport {
     int64_t slice = 0, life = 0;
     double registered = 0, trains = 0, end = 0;  // trains: of its first epoch; end when there is none
   };
+  // Where the time of a slice's committed steps went, at its leader.
+  struct Spent {
+    int64_t slice = 0;
+    std::vector<std::pair<std::string, double>> seconds;  // by phase
+    double memory_mib = 0;                                // peak of a rank
+  };
   int64_t last_step = 0;
   Times times;
+  std::vector<Spent> spent;
   std::vector<Epoch> epochs;
   std::vector<Life> lives;
   std::vector<std::string> alarms;  // findings, strikes, quarantines, rollbacks: "event: text"

@@ -49,6 +49,41 @@ void ElasticSlice::report_part(bool wait) {
   part_.reset();
 }
 
+// --- Times ---------------------------------------------------------------------------------------
+
+// A line of the journal about what a metric row cannot hold, since it differs between slices: where
+// the leader's time went since the line before, and what its slice needed.
+void ElasticSlice::note_spent() {
+  const PhaseSeconds seconds = step_.clock().take();
+  for (size_t p = 0; p < seconds.size(); ++p) spent_[p] += seconds[p];
+  if (state_step_ % config_.metrics.every && state_step_ != config_.train.steps) return;
+  const JobNumbers slice = gather_job_numbers(step_, mesh_);
+  const auto of = [&](Phase phase) { return spent_[static_cast<size_t>(phase)]; };
+  const nlohmann::ordered_json line = {
+      {"us", monotonic_now()},
+      {"life", line_config_.life},
+      {"event", "spent"},
+      {"epoch", decision_.number},
+      {"step", state_step_},
+      {"seconds",
+       {{"data", of(Phase::kData)},
+        {"forward", of(Phase::kForward) + of(Phase::kDispatch) + of(Phase::kExperts) + of(Phase::kCombine)},
+        {"backward", of(Phase::kBackward)},
+        {"fold", of(Phase::kFold)},
+        {"exchange", of(Phase::kExchange)},
+        {"vote", of(Phase::kVote)},
+        {"update", of(Phase::kUpdate)},
+        {"publish", of(Phase::kPublish)},
+        {"other", of(Phase::kOther)}}},
+      {"max_vio_unit", slice.unit_max_vio},
+      {"router_logit_max", slice.logit_max},
+      {"memory_rss_mib", slice.rss_mib},
+      {"memory_rss_peak_mib", slice.rss_peak_mib}};
+  spent_ = {};
+  std::lock_guard lock(mutex_);
+  if (journal_) journal_->write(line);
+}
+
 // --- Rows ----------------------------------------------------------------------------------------
 
 // The metric row of step state_step_: the same bytes in every slice, empty when the step is not

@@ -338,6 +338,7 @@ void ElasticSlice::update(const DecisionRecord& record) {
   state_step_ = record.step;
   check_seals();
   has_parameters_ = gather_parameters();
+  note_spent();
   const std::optional<MetricRow> row = has_parameters_ ? make_row() : std::nullopt;
   const int64_t every = config_.checkpoint.every;
   const bool last = record.step == config_.train.steps;
@@ -348,6 +349,7 @@ void ElasticSlice::update(const DecisionRecord& record) {
 }
 
 bool ElasticSlice::gather_parameters() {
+  step_.clock().enter(Phase::kPublish);
   if (!between([&] { model_.optimizer->publish_across(); })) return false;
   model_.optimizer->publish_in_slice();
   if (config_.sdc.state && mesh_.num_slices() < 3)

@@ -76,6 +76,7 @@ class ElasticSlice {
   void check_parameters(StepSums& sums);
   void save(bool wait);
   void report_part(bool wait);
+  void note_spent();
   std::optional<MetricRow> make_row();
   std::optional<std::string> state_fingerprint();
   void progress(uint32_t unit = 0);
@@ -101,6 +102,7 @@ class ElasticSlice {
   std::unique_ptr<LinkSet> links_;
 
   Step state_step_ = 0;       // of master, m, v and the router's state
+  PhaseSeconds spent_{};      // of this rank in committed attempts, since the last line about them
   StepSums sums_;             // of step state_step_; not of use when that came from a checkpoint
   Step prepared_step_ = 0;    // of the attempt that was prepared last, whose sums wait for the vote
   StepSums prepared_;

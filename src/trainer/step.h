@@ -158,6 +158,7 @@ class TrainStep {
     double unit_max_vio;  // (max - mean) / mean of the worst unit and layer of this slice
   };
   RankNumbers rank_numbers();  // collective over the slice
+  PhaseClock& clock() { return clock_; }  // of this rank; started anew by compute()
 
   int64_t applied_steps = 0;  // committed and not skipped
   // Called where a test may damage the gradients: of a unit, summed over the slice, reduced.

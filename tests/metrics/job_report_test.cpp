@@ -125,6 +125,21 @@ TEST_F(Reported, TheTimeLineShowsDeathAndReturn) {
   EXPECT_THAT(text, HasSubstr("goodput 0.768"));
 }
 
+TEST_F(Reported, TimeOfTheStepsByPhase) {
+  lose_a_slice();
+  EXPECT_TRUE(read_job_report(dir_).spent.empty());
+  std::ofstream(dir_ + "/elastic/slice-1.jsonl", std::ios::app)
+      << R"({"event":"spent","seconds":{"forward":1,"vote":0.5},"memory_rss_peak_mib":100})" << "\n"
+      << R"({"event":"spent","seconds":{"forward":2,"vote":0.5,"odd":"x"},"memory_rss_peak_mib":90})" << "\n"
+      << R"({"event":"spent","seconds":[1]})" << "\n";
+  const JobReport r = read_job_report(dir_);
+  ASSERT_EQ(r.spent.size(), 1u);
+  EXPECT_EQ(r.spent[0].slice, 1);
+  EXPECT_EQ(r.spent[0].memory_mib, 100);
+  EXPECT_THAT(r.spent[0].seconds, ElementsAre(testing::Pair("forward", 3), testing::Pair("vote", 1)));
+  EXPECT_THAT(format_job_report(r, {false, false, 80}), HasSubstr("    1     75.0     25.0          100\n"));
+}
+
 TEST_F(Reported, FoldersWithoutAJobAreRefused) {
   EXPECT_THROW(read_job_report(dir_), NoInputError);
   EXPECT_THROW(read_job_report(dir_ + "/nothing"), NoInputError);
