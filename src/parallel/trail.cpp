@@ -76,6 +76,10 @@ void Trail::end_unit(const std::function<uint64_t()>& gradient_hash) {
   if (recording_) points_.push_back({Kind::kGradient, layer_, gradient_hash()});
 }
 
+void Trail::end_step(const std::function<uint64_t()>& sums_hash) {
+  if (recording_) points_.push_back({Kind::kSums, layer_, sums_hash()});
+}
+
 void Trail::add(Kind kind, const at::Tensor& data) {
   points_.push_back({kind, layer_, tensor_hash(data)});
 }
@@ -87,9 +91,11 @@ std::string describe(const Trail::Point& point) {
     case Trail::Kind::kSent:
       return fmt::format("what it sends to its slice after the input of layer {}", point.layer);
     case Trail::Kind::kGradient:
+      return "the gradient";
+    case Trail::Kind::kSums:
       break;
   }
-  return "the gradient";
+  return "the sums of the gradients";
 }
 
 std::unique_ptr<Communicator> make_recorded(std::unique_ptr<Communicator> inner, Trail& trail) {

@@ -1,5 +1,5 @@
 // What a rank computed in a step, as hashes in program order: inputs of layers, everything that it
-// sent to other ranks of its slice, gradients. Two executions of the same units on healthy devices leave
+// sent to other ranks of its slice, gradients, their sums. Two executions of the same units on healthy devices leave
 // equal trails; of a wrong one, the rank whose trail differs first is where the error arose.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace maniple {
 
 class Trail {
  public:
-  enum class Kind { kInput, kSent, kGradient };
+  enum class Kind { kInput, kSent, kGradient, kSums };
   struct Point {
     Kind kind;
     int64_t layer;  // the one that a forward reached last
@@ -27,6 +27,7 @@ class Trail {
   void reach_layer(int64_t layer, const at::Tensor& input);
   void send(const at::Tensor& data);
   void end_unit(const std::function<uint64_t()>& gradient_hash);
+  void end_step(const std::function<uint64_t()>& sums_hash);
 
  private:
   void add(Kind kind, const at::Tensor& data);

@@ -31,11 +31,15 @@ double CheckpointWriter::start(TrainedModel& model, bool with_router,
   std::erase_if(slices, [&](const TensorSlice& s) {
     return mesh.tp_index() != 0 && is_replicated(model, s.name);
   });
-  copies_.clear();
-  for (TensorSlice& s : slices) {
-    const at::Tensor bytes = bytes_of(s, mesh.device());
-    copies_.push_back(bytes.to(at::TensorOptions(at::kCPU), /*non_blocking=*/false, /*copy=*/true));
-    s.data = copies_.back().data_ptr();
+  copies_.resize(slices.size());
+  for (size_t i = 0; i < slices.size(); ++i) {
+    const at::Tensor bytes = bytes_of(slices[i], mesh.device());
+    at::Tensor& copy = copies_[i];
+    // Memory of the last checkpoint is taken again: new pages would cost as much as the copy.
+    if (!copy.defined() || copy.numel() != bytes.numel())
+      copy = at::empty(bytes.sizes(), at::TensorOptions(at::kByte));
+    copy.copy_(bytes);
+    slices[i].data = copy.data_ptr();
   }
   done_ = false;
   thread_ = std::thread([this, write = std::move(write), slices = std::move(slices)] {

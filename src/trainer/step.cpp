@@ -390,6 +390,10 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   optimizer.reduce_in_slice();
   inject(-1, FaultPoint::kExchange);
   if (on_gradients) on_gradients(GradientPlace::kSum);
+  mesh_.trail().end_step([&] {
+    const Fingerprint f = optimizer.sums_fingerprint();
+    return mix64(f.lo + f.hi);
+  });
   sums.resize(sums.size() + kFlagNumbers);
   add_check(sums, Check::kCanary, canary_hash);
   add_check(sums, Check::kSums, addends);
