@@ -137,10 +137,14 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const at::Tensor inverse = inverse_of(order);
   const at::Tensor counts = at::bincount(flat, {}, model_.num_experts + 1)
                                 .narrow(0, 0, model_.num_experts).cpu();  // planned on the host
+  at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K);
+  at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse);
   // Dropped slots are the last ones in this order: they are not sent, and come back as zeros.
   const int64_t slots = T * K, N = counts.sum().item<int64_t>();
-  const at::Tensor x = GatherSlots::apply(x_TD, order, inverse, K).narrow(0, 0, N);
-  const at::Tensor p = permute_rows(routing.weights_TK.reshape({-1}), order, inverse).narrow(0, 0, N);
+  if (N < slots) {
+    x = x.narrow(0, 0, N);
+    p = p.narrow(0, 0, N);
+  }
 
   at::Tensor y;
   if (G == 1) {

@@ -19,7 +19,8 @@ int64_t to_quanta(double x) {
   return std::llrint(x / kLossQuantum);
 }
 
-// Numbers of a MoE layer in the vote: RouterSums::numbers, tokens, then counts and probabilities.
+// Numbers of a MoE layer in the vote: RouterSums::numbers, tokens and dropped slots, then counts and
+// probabilities.
 constexpr int64_t kRouterNumbers = 5, kRouterCounts = 2;
 int64_t layer_width(int64_t experts) { return kRouterNumbers + kRouterCounts + 2 * experts; }
 
@@ -249,6 +250,7 @@ MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
 
 void TrainStep::backward_unit(int64_t step, int64_t unit, bool early) {
   model_.optimizer->begin_unit();
+  std::fill(hidden_squares_.begin(), hidden_squares_.end(), 0.0);
   for (int64_t round = 0; round < rounds_; ++round) {
     model_.decoder->on_backward = {};
     if (early && round == rounds_ - 1)
@@ -294,7 +296,6 @@ TrainStep::UnitResult TrainStep::unit(int64_t step, int64_t unit, const std::fun
   objective.make_finite();
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
   logit_max_ = logit_max;
-  hidden_squares_.assign(hidden_squares_.size(), 0.0);
   if (look) look();
   UnitResult result{at::zeros({2}, at::TensorOptions(at::kLong)), model_.optimizer->gradient_hash()};
   if (mesh_.tp_index() == 0) {
@@ -336,8 +337,8 @@ void TrainStep::add_unit_sums(int64_t unit, const ObjectiveSums& objective, Step
   }
   for (size_t j = 1; j < objective.values.size(); ++j)
     add(speaks ? to_quanta(objective.values[j] * scale_) : 0);
-  for (double& square : hidden_squares_) {
-    const double x = std::exchange(square, 0.0) * scale_;
+  for (const double square : hidden_squares_) {
+    const double x = square * scale_;
     // What is not finite or no plausible square is as good as the largest one.
     const double bounded = x < kLargestSquare ? x : kLargestSquare;
     add(speaks ? std::llrint(bounded / kSquareQuantum) : 0);
@@ -360,7 +361,6 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   objective_->begin_attempt(step);
   StepSums sums(num_sums() - kFlagNumbers, 0);
   for (MoeLayer* layer : model_.moe_layers) layer->router().sums.clear();
-  hidden_squares_.assign(hidden_squares_.size(), 0.0);
   model_.moe.balance = 0;
   logit_max_ = -std::numeric_limits<double>::infinity();
   clock_.take();
@@ -412,9 +412,9 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
   if (on_gradients) on_gradients(GradientPlace::kReduced);
 
   if (config_.sdc.state) {
-    const auto [addends, copies] = optimizer.reduced_check();
-    add_check(sums, Check::kSums, addends);
-    add_check(sums, Check::kBlocks, copies);
+    const ShardedAdamw::ReducedCheck check = optimizer.reduced_check();
+    add_check(sums, Check::kSums, check.sums);
+    add_check(sums, Check::kBlocks, check.copies);
   }
 
   // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
