@@ -38,8 +38,10 @@ if(MANIPLE_CUDA)
   target_link_libraries(maniple_torch INTERFACE -Wl,--no-as-needed torch_cuda c10_cuda
                                                 -Wl,--as-needed ${_nccl}/lib/libnccl.so.2)
 endif()
-# The wheel carries headers of its own {fmt} release, which hide the system's: used header-only.
-target_compile_definitions(maniple_torch INTERFACE FMT_HEADER_ONLY)
+# The wheel carries headers of its own {fmt} release, which hide the system's, but not its library.
+add_library(maniple_torch_fmt STATIC cmake/fmt.cpp)
+target_include_directories(maniple_torch_fmt SYSTEM PRIVATE ${_torch}/include)
+target_link_libraries(maniple_torch INTERFACE maniple_torch_fmt)
 # at::parallel_for is a header: without -fopenmp it is a serial loop. The wheel brings its libgomp.
 target_compile_options(maniple_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 file(GLOB _gomp ${_torch}/lib/libgomp*.so*)

@@ -1,6 +1,6 @@
 #include "moe/row_balance.h"
 
-#include <torch/torch.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <atomic>
 

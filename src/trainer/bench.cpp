@@ -1,5 +1,6 @@
 #include "trainer/bench.h"
 
+#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <algorithm>

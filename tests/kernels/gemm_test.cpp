@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 namespace maniple {
