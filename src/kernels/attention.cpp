@@ -246,6 +246,8 @@ at::Tensor sum_groups(const at::Tensor& x, int64_t groups, at::ScalarType type) 
   return x.view({x.size(0), groups, -1, x.size(2), x.size(3)}).sum(2).transpose(1, 2).to(type).contiguous();
 }
 
+at::Tensor in_fp32(const at::Tensor& x) { return x.to(at::kFloat); }
+
 bool fused(const at::Tensor& q) { return q.is_cpu() && has_microkernel(q.scalar_type()); }
 
 }  // namespace
@@ -255,6 +257,10 @@ AttentionResult attention_forward(const at::Tensor& q, const at::Tensor& k, cons
   MANIPLE_INVARIANT(q.is_contiguous() && k.is_contiguous() && v.is_contiguous() && first.is_contiguous() &&
                         q.size(2) % k.size(2) == 0,
                     "{} heads, {} key-value heads", q.size(2), k.size(2));
+  if (q.is_cpu() && needs_fp32(q.scalar_type())) {
+    AttentionResult wide = attention_forward(in_fp32(q), in_fp32(k), in_fp32(v), first, scale);
+    return {wide.y.to(q.scalar_type()), wide.lse};
+  }
   if (!fused(q)) {
     const Reference r = reference(q, k, v, first, scale);
     const at::Tensor lse = r.scores.logsumexp(3);
@@ -273,6 +279,11 @@ AttentionResult attention_forward(const at::Tensor& q, const at::Tensor& k, cons
 AttentionGradients attention_backward(const at::Tensor& dy, const at::Tensor& q, const at::Tensor& k,
                                       const at::Tensor& v, const AttentionResult& forward,
                                       const at::Tensor& first, double scale) {
+  if (q.is_cpu() && needs_fp32(q.scalar_type())) {
+    const AttentionGradients g = attention_backward(in_fp32(dy), in_fp32(q), in_fp32(k), in_fp32(v),
+                                                    {in_fp32(forward.y), forward.lse}, first, scale);
+    return {g.q.to(q.scalar_type()), g.k.to(q.scalar_type()), g.v.to(q.scalar_type())};
+  }
   if (!fused(q)) {
     const Reference r = reference(q, k, v, first, scale);
     const auto wide = r.q.scalar_type();

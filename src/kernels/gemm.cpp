@@ -159,10 +159,20 @@ void multiply_reference(const Product& p) {
   }
 }
 
+// For processors without instructions for bf16, where the libraries need three times as long.
+std::vector<Product> in_fp32(const std::vector<Product>& products) {
+  std::vector<Product> wide;
+  for (const Product& p : products)
+    wide.push_back({p.a.to(at::kFloat), p.b.to(at::kFloat), p.c, p.accumulate});
+  return wide;
+}
+
 }  // namespace
 
 void multiply(const std::vector<Product>& products) {
   if (products.empty()) return;
+  if (products[0].a.is_cpu() && needs_fp32(products[0].a.scalar_type()))
+    return multiply(in_fp32(products));
   bool own = products[0].a.is_cpu() && has_microkernel(products[0].a.scalar_type());
   for (const Product& p : products) {
     check(p);

@@ -1,5 +1,5 @@
 // The block product that the kernels of this folder are built on: oneDNN's, as LibTorch exports it
-// (at::native::cpublas::brgemm; AVX2 for fp32, AVX-512 and AMX for both types). Operands are packed
+// (at::native::cpublas::brgemm; AVX2 and AVX-512 for fp32, AVX-512 with bf16 and AMX for bf16). Operands are packed
 // as kernels/gemm_pack.h says. Only where has_microkernel(type).
 #pragma once
 
@@ -11,6 +11,10 @@
 namespace maniple {
 
 bool has_microkernel(at::ScalarType type);  // decided by trying
+// Whether products of this type are best made of operands in fp32: bf16 without a microkernel.
+inline bool needs_fp32(at::ScalarType type) {
+  return type == at::kBFloat16 && !has_microkernel(at::kBFloat16);
+}
 
 // c [M, kPanel] (rows ldc apart) = or += a [M, K] (rows lda apart) times one packed panel. A kernel is
 // made for every new (M, K, lda, ldc): callers keep M to multiples of 16 and K to few values.

@@ -17,6 +17,7 @@
 #include "core/signals.h"
 #include "interop/hub_model.h"
 #include "interop/safetensors.h"
+#include "kernels/microkernel.h"
 #include "metrics/console.h"
 #include "metrics/job_report.h"
 #include "model/shard_rules.h"
@@ -272,7 +273,7 @@ ExitCode command_doctor() {
   std::vector<std::pair<std::string, std::string>> rows = {
       {"LibTorch", TORCH_VERSION},
       {"CPU capability", at::get_cpu_capability()},
-      {"bf16 products", at::globalContext().userEnabledMkldnn() ? "oneDNN" : "reference"},
+      {"bf16 products", has_microkernel(at::kBFloat16) ? "the processor's" : "in fp32 (the processor has none)"},
       {"processors", std::to_string(std::thread::hardware_concurrency())},
       {"GPUs", describe_gpus()},
       {"MPI", [] {

@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
