@@ -14,5 +14,6 @@ set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 if(CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()
-# No contraction here either: the kernels give the bits of their references on the CPU.
-add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Werror=all-warnings>")
+# No contraction here either: the kernels give the bits of their references on the CPU, whose
+# constexpr functions they call.
+add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-Werror=all-warnings>")

@@ -1,13 +1,16 @@
 // Compiled with -fmad=false: a multiply and an add stay two roundings, as on the CPU. Division and
 // square root are IEEE's by nvcc's default, denormals are kept.
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <cmath>
 
 #include "core/errors.h"
 #include "kernels/device_kernels.h"
+#include "kernels/word_hash.h"
 
 namespace maniple::device {
 namespace {
@@ -61,6 +64,20 @@ __global__ void squares_kernel(const T* x, int64_t block_elements, double* out) 
     if (lane < half) lanes[lane] += lanes[lane + half];
   }
   if (lane == 0) out[blockIdx.x] = lanes[0];
+}
+
+// A thread block adds the terms of its words.
+__global__ void hash_kernel(const uint8_t* bytes, int64_t n, int64_t* out) {
+  uint64_t sum = 0;
+  for (int64_t i = first_element(); i < (n + 7) / 8; i += stride())
+    sum += word_hash_term(word_of(bytes, n, i), static_cast<uint64_t>(i));
+  __shared__ uint64_t sums[kThreads];
+  sums[threadIdx.x] = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) out[blockIdx.x] = static_cast<int64_t>(sums[0]);
 }
 
 __device__ uint16_t to_bf16(float x) {  // round to nearest even; NaN stays NaN
@@ -148,6 +165,19 @@ at::Tensor block_sums_of_squares(const at::Tensor& x, int64_t block_elements) {
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
+}
+
+uint64_t hash(const at::Tensor& x) {
+  check(x, x.numel());
+  const auto n = static_cast<int64_t>(x.nbytes());
+  if (n == 0) return word_hash({});
+  const c10::cuda::CUDAGuard guard(x.device());  // any thread may ask
+  const int blocks = num_blocks_for((n + 7) / 8);
+  at::Tensor sums = at::empty({blocks}, x.options().dtype(at::kLong));
+  hash_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      static_cast<const uint8_t*>(x.const_data_ptr()), n, sums.data_ptr<int64_t>());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return word_hash_end(static_cast<uint64_t>(sums.sum().item<int64_t>()), n);
 }
 
 void adamw(const AdamwStep& step, const at::Tensor& gradient, at::Tensor master, at::Tensor m,

@@ -6,8 +6,14 @@
 namespace maniple {
 
 // Flips bit `bit` (from the lowest of an element, modulo its width) of row-major element `element`
-// (modulo their number) of a tensor of the host.
+// (modulo their number).
 inline void flip_bit(const at::Tensor& t, int64_t element, int bit) {
+  if (!t.is_cpu()) {
+    const at::Tensor host = t.cpu();
+    flip_bit(host, element, bit);
+    t.copy_(host);
+    return;
+  }
   int64_t index = element % t.numel(), offset = 0;
   for (int64_t d = t.dim() - 1; d >= 0; --d) {
     offset += index % t.size(d) * t.stride(d);

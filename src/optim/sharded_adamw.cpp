@@ -226,7 +226,8 @@ int64_t ShardedAdamw::packed_bytes(const std::vector<int64_t>& blocks) const {
 }
 
 at::Tensor ShardedAdamw::pack(const std::vector<int64_t>& blocks) const {
-  std::vector<at::Tensor> parts = {at::empty({0}, at::TensorOptions(at::kByte))};
+  const at::TensorOptions bytes = at::TensorOptions(at::kByte).device(store_.mesh().device());
+  std::vector<at::Tensor> parts = {at::empty({0}, bytes)};
   for (const int64_t number : blocks)
     if (const Block* b = find_block(number))
       for (const at::Tensor* t : {&b->master, &b->m, &b->v}) parts.push_back(t->view(at::kByte));
@@ -338,12 +339,19 @@ void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied
                        1 - std::pow(optim_.betas[0], t), 1 - std::pow(optim_.betas[1], t), clip};
   broken_.clear();
   std::mutex mutex;  // of broken_
+  const auto note_broken = [&](int64_t number, const Shard& s) {
+    const std::lock_guard lock(mutex);
+    broken_.push_back(fmt::format("master, m or v of block {} ({})", number, to_string(s.group)));
+  };
   for (Shard& s : shards_) {
     const bool on_device = store_.group(s.group).value.is_cuda();
     for (auto& [number, block] : s.blocks) {
       if (!block.held) continue;
       if (on_device) {
+        const bool sealed = !block.seals.empty();
+        if (sealed && hashes_of(block) != block.seals) note_broken(number, s);
         update_on_device(s, block, step, factor);
+        if (sealed) block.seals = hashes_of(block);
         continue;
       }
       const int64_t pieces = (block.master.numel() + kChunk - 1) / kChunk;
@@ -354,9 +362,7 @@ void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied
           const bool broken = sealed && hash_piece(block, piece) != block.seals[piece];
           update_piece(s, block, piece, step, factor);
           if (sealed) block.seals[piece] = hash_piece(block, piece);
-          if (!broken) continue;
-          const std::lock_guard lock(mutex);
-          broken_.push_back(fmt::format("master, m or v of block {} ({})", number, to_string(s.group)));
+          if (broken) note_broken(number, s);
         }
       });
     }

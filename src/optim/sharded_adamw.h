@@ -176,6 +176,7 @@ class ShardedAdamw {
   void update_piece(const Shard& shard, Block& block, int64_t piece, AdamwStep step, double factor);
   void update_on_device(const Shard& shard, Block& block, AdamwStep step, double factor);
   std::array<uint64_t, 3> hash_piece(const Block& block, int64_t piece) const;
+  std::vector<std::array<uint64_t, 3>> hashes_of(const Block& block) const;  // of all pieces
   // The hash's factor of this rank's copy of a block, so that all copies add up to zero.
   uint64_t weight(const Block& block) const;
   // The gradient of elements [at, at + n) of a block times factor.

@@ -28,6 +28,12 @@ std::array<uint64_t, 3> ShardedAdamw::hash_piece(const Block& block, int64_t pie
   return {hash(block.master), hash(block.m), hash(block.v)};
 }
 
+std::vector<std::array<uint64_t, 3>> ShardedAdamw::hashes_of(const Block& block) const {
+  std::vector<std::array<uint64_t, 3>> hashes((block.master.numel() + kChunk - 1) / kChunk);
+  for (size_t p = 0; p < hashes.size(); ++p) hashes[p] = hash_piece(block, static_cast<int64_t>(p));
+  return hashes;
+}
+
 void ShardedAdamw::seal() {
   broken_.clear();
   std::vector<std::pair<Block*, int64_t>> pieces;

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace maniple {
@@ -45,6 +46,11 @@ class Communicator {
   virtual void all_reduce(at::Tensor& int64_tensor) = 0;
   virtual void broadcast(at::Tensor& tensor, int root) = 0;
   virtual void barrier() = 0;
+  // Throws CommError when this communicator has failed for good, as the links of an elastic job have
+  // after STOP. For transports that build on this one and have waits of their own.
+  virtual void check() const {}
+  // Makes it fail for good, here and at once, and at the other ranks where the transport tells them.
+  virtual void fail(const std::string& /*reason*/) {}
   // Ranks of equal color form a new communicator, ordered by key.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 

@@ -11,6 +11,9 @@
 
 namespace maniple {
 
+// Throws ConfigError when this build cannot compute on run.device=`name`; any machine.
+void require_device(const std::string& name);
+
 // The device of run.device=`name` for the rank `rank_on_host` of those on this host: `cuda` deals
 // the GPUs out in turn, so several ranks may share one. Throws ConfigError when this build has no
 // CUDA or this machine no GPU.
@@ -27,6 +30,9 @@ void use_device(const at::Device& device);
 // `host`. Called after use_device.
 std::unique_ptr<Communicator> extend_to_device(std::unique_ptr<Communicator> host,
                                                const at::Device& device);
+
+// What computes there: equal kinds give equal bits.
+std::string device_kind(const at::Device& device);
 
 // For `maniple doctor`: the GPUs, or why there are none.
 std::string describe_gpus();

@@ -1,5 +1,6 @@
 // device.h of a build with CUDA.
 #include <ATen/Context.h>
+#include <ATen/Version.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/core/AutogradState.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -41,6 +42,8 @@ bool one_gpu_each(Communicator& host, const at::Device& device) {
 
 }  // namespace
 
+void require_device(const std::string& /*name*/) {}
+
 at::Device find_device(const std::string& name, int rank_on_host) {
   if (name == "cpu") return at::kCPU;
   const int num_gpus = c10::cuda::device_count();
@@ -66,6 +69,12 @@ std::unique_ptr<Communicator> extend_to_device(std::unique_ptr<Communicator> hos
   if (host->size() > 1 && one_gpu_each(*host, device))
     return make_nccl_communicator(std::move(host));
   return make_staged_communicator(std::move(host));
+}
+
+std::string device_kind(const at::Device& device) {
+  if (device.is_cpu()) return at::get_cpu_capability();
+  const auto* p = at::cuda::getDeviceProperties(device.index());
+  return fmt::format("{} {}.{}", p->name, p->major, p->minor);
 }
 
 std::string describe_gpus() {

@@ -21,14 +21,21 @@ using Clock = std::chrono::steady_clock;
 // One NCCL communicator and its deadline. Shared by the communicator and its work under way.
 class NcclHandle {
  public:
-  NcclHandle(const ncclUniqueId& id, int rank, int size, double deadline_s)
-      : deadline_s_(deadline_s) {
+  NcclHandle(std::shared_ptr<Communicator> host, const ncclUniqueId& id, double deadline_s)
+      : host_(std::move(host)), deadline_s_(deadline_s) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    settle("start", ncclCommInitRankConfig(&comm_, size, id, rank, &config));
+    settle("start", ncclCommInitRankConfig(&comm_, host_->size(), id, host_->rank(), &config));
   }
+  // Destroying waits for the other ranks, which may be gone when the host's communicator has failed.
   ~NcclHandle() {
-    if (comm_) ncclCommDestroy(comm_);
+    if (!comm_) return;
+    try {
+      host_->check();
+      ncclCommDestroy(comm_);
+    } catch (const CommError&) {
+      ncclCommAbort(comm_);
+    }
   }
   NcclHandle(const NcclHandle&) = delete;
 
@@ -41,7 +48,7 @@ class NcclHandle {
   void settle(const char* what, ncclResult_t result) {
     const auto start = Clock::now();
     while (result == ncclInProgress) {
-      check_deadline(what, start);
+      check_life(what, start);
       sched_yield();
       if (ncclCommGetAsyncError(comm_, &result) != ncclSuccess) result = ncclInternalError;
     }
@@ -55,21 +62,29 @@ class NcclHandle {
       if (ncclCommGetAsyncError(get(what), &result) != ncclSuccess) result = ncclInternalError;
       if (result != ncclSuccess && result != ncclInProgress)
         abort(what, ncclGetErrorString(result));
-      check_deadline(what, start);
+      check_life(what, start);
       sched_yield();
     }
   }
 
  private:
-  void check_deadline(const char* what, Clock::time_point start) {
+  void check_life(const char* what, Clock::time_point start) {
+    try {
+      host_->check();
+    } catch (const CommError& error) {
+      abort(what, error.what());
+    }
     if (std::chrono::duration<double>(Clock::now() - start).count() > deadline_s_)
       abort(what, fmt::format("not finished within {} s: a rank hangs or is gone", deadline_s_));
   }
   [[noreturn]] void abort(const char* what, const std::string& why) {
     if (comm_) ncclCommAbort(std::exchange(comm_, nullptr));
-    throw CommError(fmt::format("NCCL {} failed: {}", what, why));
+    const std::string reason = fmt::format("NCCL {} failed: {}", what, why);
+    host_->fail(reason);
+    throw CommError(reason);
   }
 
+  const std::shared_ptr<Communicator> host_;
   ncclComm_t comm_ = nullptr;
   const double deadline_s_;
 };
@@ -102,7 +117,7 @@ class NcclCommunicator : public Communicator {
     }
     host_->broadcast(bytes, 0);
     std::memcpy(&id, bytes.data_ptr(), sizeof id);
-    nccl_ = std::make_shared<NcclHandle>(id, rank(), size(), deadline_s);
+    nccl_ = std::make_shared<NcclHandle>(host_, id, deadline_s);
   }
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
@@ -178,6 +193,8 @@ class NcclCommunicator : public Communicator {
   }
 
   void barrier() override { host_->barrier(); }
+  void check() const override { host_->check(); }
+  void fail(const std::string& reason) override { host_->fail(reason); }
 
   std::unique_ptr<Communicator> split(int color, int key) override {
     return make_nccl_communicator(host_->split(color, key), deadline_s_);
@@ -207,7 +224,7 @@ class NcclCommunicator : public Communicator {
     return std::make_unique<NcclWork>(what, nccl_);
   }
 
-  std::unique_ptr<Communicator> host_;
+  const std::shared_ptr<Communicator> host_;
   const double deadline_s_;
   std::shared_ptr<NcclHandle> nccl_;
 };

@@ -1,7 +1,7 @@
-// Messages of tensors on GPUs by NCCL, for ranks that have a GPU each. Host tensors go by the
-// communicator of host memory that this one is made from, which also carries NCCL's ids and the
-// barrier. Run over a stub of NCCL (tests/parallel/nccl) but not yet on several GPUs: no machine with
-// them was at hand.
+// Messages of tensors on GPUs by NCCL, for ranks that have a GPU each: those of a slice, or the equal
+// positions of the slices of an elastic job. Host tensors go by the communicator of host memory that
+// this one is made from, which also carries NCCL's id and the barrier. Run over a stub of NCCL
+// (tests/parallel/nccl) but not yet on several GPUs: no machine with them was at hand.
 //
 // All work is enqueued on the current stream, so it is ordered with the computation, and equally
 // ordered on all ranks for all communicators. wait() waits on the host, which is where the deadline

@@ -72,6 +72,8 @@ class StagedCommunicator : public Communicator {
     deliver(host, t);
   }
   void barrier() override { host_->barrier(); }
+  void check() const override { host_->check(); }
+  void fail(const std::string& reason) override { host_->fail(reason); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return make_staged_communicator(host_->split(color, key));
   }

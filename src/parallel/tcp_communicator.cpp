@@ -187,6 +187,10 @@ void TcpCommunicator::barrier() {
                                       std::vector<std::span<uint8_t>>(size()), true));
 }
 
+void TcpCommunicator::check() const {
+  if (const std::string broken = links_.broken(); !broken.empty()) throw CommError(broken);
+}
+
 std::unique_ptr<Communicator> TcpCommunicator::split(int, int) {
   throw CommError(
       "splitting the links between slices: the members of an epoch are one group; make "

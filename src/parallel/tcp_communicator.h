@@ -45,6 +45,8 @@ class TcpCommunicator : public Communicator {
   void all_reduce(at::Tensor& int64_tensor) override;
   void broadcast(at::Tensor& tensor, int root) override;
   void barrier() override;
+  void check() const override;
+  void fail(const std::string& reason) override { links_.shutdown(reason); }
   // Refused with CommError: the members of an epoch are one group, which only an epoch changes.
   std::unique_ptr<Communicator> split(int color, int key) override;
 

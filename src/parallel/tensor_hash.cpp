@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/device_kernels.h"
 #include "links/message_hash.h"
 
 namespace maniple {
@@ -15,6 +16,7 @@ std::string_view bytes_of(const at::Tensor& host) {
 }  // namespace
 
 uint64_t tensor_hash(const at::Tensor& t) {
+  if (t.is_cuda()) return device::hash(t.detach().contiguous());
   const at::Tensor host = t.detach().cpu().contiguous();
   const std::string_view bytes = bytes_of(host);
   return message_hash({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});

@@ -9,7 +9,9 @@
 
 namespace maniple {
 
-uint64_t tensor_hash(const at::Tensor& t);  // XXH3 of its bytes, row-major
+// Of its bytes, row-major: XXH3, or on a GPU word_hash. So it tells equal from unequal among tensors of
+// one kind of device.
+uint64_t tensor_hash(const at::Tensor& t);
 
 // Over 32-bit words with their index; the last one is filled up with zeros.
 Fingerprint fingerprint_of(std::string_view bytes, uint64_t key);

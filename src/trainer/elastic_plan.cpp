@@ -1,6 +1,7 @@
 #include "trainer/elastic_plan.h"
 
 #include "core/errors.h"
+#include "parallel/device.h"
 #include "trainer/fault_injector.h"
 #include "trainer/run_state.h"
 
@@ -17,11 +18,7 @@ MeshShape slice_shape(const Config& config, int64_t num_ranks) {
   parallel.slices = 1;
   if (num_ranks == 0) num_ranks = smallest_num_ranks(parallel);
   const MeshShape shape = make_mesh_shape(parallel, num_ranks);
-  if (config.run.device != "cpu")
-    throw ConfigError(fmt::format(
-        "run.device={}: the slices of an elastic job compute on the CPU in this version; set "
-        "run.device=cpu, or train without launch",
-        config.run.device));
+  require_device(config.run.device);
   (void)parse_faults(config.faults);
   const int64_t units = maniple::num_units(config.batch, shape);
   if (units < config.parallel.slices + config.elastic.spares)

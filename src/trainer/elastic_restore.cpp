@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "checkpoint/folders.h"
+#include "parallel/device.h"
 #include "parallel/tcp_communicator.h"
 #include "trainer/agreement.h"
 #include "trainer/elastic_slice_impl.h"
@@ -43,7 +44,12 @@ void ElasticSlice::restore(const EpochDecision& decision, bool fresh) {
   progress();
   if (!is_linked) return;  // STOP has come
   links_->begin_attempt(static_cast<uint64_t>(decision.committed), kRestoreAttempt);
-  mesh_.set_across(std::make_unique<TcpCommunicator>(*links_, TcpOptions{.deadline_s = kDeadline}));
+  if (!between([&] {
+        mesh_.set_across(extend_to_device(
+            std::make_unique<TcpCommunicator>(*links_, TcpOptions{.deadline_s = kDeadline}),
+            mesh_.device()));
+      }))
+    return;
   step_.assign(rotation_ = 0);
   executions_.clear();
   if (fresh || decision.loads_checkpoint()) {
@@ -126,6 +132,7 @@ bool ElasticSlice::open_links(const EpochDecision& d) {
 
 // Ended without the lock: the links' thread may be about to take it.
 void ElasticSlice::drop_links() {
+  mesh_.set_across(make_single_communicator());  // what was made of the links goes before them
   std::unique_ptr<LinkSet> links;
   std::lock_guard lock(mutex_);
   links.swap(links_);
@@ -165,7 +172,7 @@ bool ElasticSlice::copy_blocks(const EpochDecision& d) {
   }
   int64_t total = 0;
   for (const int64_t n : receives) total += n;
-  at::Tensor received = at::empty({total}, at::kByte);
+  at::Tensor received = at::empty({total}, parts[0].options());
   if (!between([&] { mesh_.across().all_to_all_v(at::cat(parts), sends, received, receives); }))
     return false;
   int64_t from = 0;
@@ -189,7 +196,7 @@ bool ElasticSlice::share_small_state(const EpochDecision& d, bool fresh) {
   std::vector<at::Tensor> parts = {at::tensor(numbers, at::kLong).view(at::kByte)};
   for (MoeLayer* layer : model_.moe_layers)
     for (const at::Tensor* t : {&layer->router().bias, &layer->router().previous_f})
-      parts.push_back(t->view(at::kByte));
+      parts.push_back(t->view(at::kByte).cpu());
   at::Tensor bytes = at::cat(parts);
   const auto giver = std::find_if(d.holds.begin(), d.holds.end(),
                                   [](const auto& held) { return !held.empty(); });

@@ -1,6 +1,5 @@
 #include "trainer/elastic_slice.h"
 
-#include <ATen/Parallel.h>
 #include <torch/version.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "launch/clock.h"
 #include "links/move_operation.h"
 #include "optim/schedule.h"
+#include "parallel/device.h"
 #include "parallel/tensor_hash.h"
 #include "trainer/agreement.h"
 #include "trainer/elastic_plan.h"
@@ -52,9 +52,9 @@ Fingerprint ElasticSlice::probe() {
   for (int g = 0; g < kNumGradGroups; ++g)
     if (const auto& group = model_.store.group(static_cast<GradGroup>(g)); group.used)
       f.combine(fingerprint_of(group.value, static_cast<uint64_t>(g)));
-  f.combine(fingerprint_of(
-      fmt::format("{} {} threads {}", TORCH_VERSION, at::get_cpu_capability(), config_.run.threads),
-      7));
+  f.combine(fingerprint_of(fmt::format("{} {} threads {}", TORCH_VERSION,
+                                       device_kind(mesh_.device()), config_.run.threads),
+                           7));
   f.combine(fingerprint_of(read_file("/proc/self/exe", "program"), 8));
   model_.optimizer->forget();
   has_parameters_ = false;
@@ -362,14 +362,18 @@ ExitCode train_slice(const Config& config, std::unique_ptr<Communicator> slice,
   ModelConfig model_config;
   MeshShape shape;
   std::unique_ptr<RowSource> rows;
+  at::Device device = at::kCPU;
   agree(*slice, [&] {
     model_config = resolve_model(config.model);
     shape = slice_shape(config, slice->size());
+    // Slices of one host have different GPUs while there are enough.
+    device = find_device(config.run.device,
+                         static_cast<int>(line.slice * shape.slice_size) + rank_on_host());
     rows = open_row_source(config.data, config.batch.seq_len, model_config.vocab_size,
                            config.run.seed);
     rows = attach_targets(config, model_config, std::move(rows));
   });
-  ProcessMesh mesh(shape, std::move(slice));
+  ProcessMesh mesh(shape, std::move(slice), device);
   std::unique_ptr<TrainedModel> model;
   agree(mesh.world(), [&] { model = std::make_unique<TrainedModel>(config, model_config, mesh); });
   TrainStep step(config, *model, mesh, *rows, make_objective(config, model_config, mesh));

@@ -30,6 +30,9 @@ class ElasticSlice {
  public:
   ElasticSlice(const Config& config, TrainedModel& model, ProcessMesh& mesh, TrainStep& step,
                const RowSource& rows, const BlockLayout& layout, const RankControl::Config& line);
+  ~ElasticSlice() { drop_links(); }
+  ElasticSlice(const ElasticSlice&) = delete;
+  ElasticSlice& operator=(const ElasticSlice&) = delete;
   ExitCode run();
 
  private:

@@ -8,6 +8,7 @@
 
 #include "core/random.h"
 #include "kernels/exact_sum.h"
+#include "kernels/word_hash.h"
 #include "test_device.h"
 
 namespace maniple {
@@ -106,6 +107,17 @@ TYPED_TEST(DeviceKernels, SumsOfSquaresGiveTheBitsOfTheirReference) {
           << block;
   }
   EXPECT_EQ(device::block_sums_of_squares(at::empty({0}, at::TensorOptions(this->gpu)), 16).numel(), 0);
+}
+
+TYPED_TEST(DeviceKernels, HashGivesTheBitsOfItsReference) {
+  for (const int64_t n : this->sizes) {
+    const at::Tensor x = values(n, this->type, 11), bytes = x.view(at::kByte);
+    const auto reference = [](const at::Tensor& t) { return word_hash(span_of<uint8_t>(t)); };
+    EXPECT_EQ(device::hash(x.to(this->gpu)), reference(bytes)) << n;
+    const at::Tensor odd = bytes.narrow(0, 0, bytes.numel() - 3).clone();
+    EXPECT_EQ(device::hash(odd.to(this->gpu)), reference(odd)) << n;
+  }
+  EXPECT_EQ(device::hash(at::empty({0}, at::TensorOptions(this->gpu))), word_hash({}));
 }
 
 TYPED_TEST(DeviceKernels, AdamwGivesTheBitsOfItsReference) {

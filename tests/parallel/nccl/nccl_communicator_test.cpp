@@ -2,35 +2,19 @@
 // and what it does when a rank does not come. Not that NCCL itself is used rightly: docs/gpu.md.
 #include "parallel/nccl_communicator.h"
 
-#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <nccl.h>
 
 #include <chrono>
 #include <numeric>
 
 #include "core/errors.h"
+#include "stub_gpu.h"
 
 namespace maniple {
 namespace {
 
 constexpr double kDeadline = 0.3;  // seconds
 constexpr double kForEver = 60;
-
-// A tensor of a "GPU": the memory of `host`, which it keeps.
-at::Tensor on_gpu(const at::Tensor& host) {
-  const at::Device gpu(at::kCUDA, 0);
-  return at::for_blob(host.data_ptr(), host.sizes())
-      .options(host.options().device(gpu))
-      .target_device(gpu)
-      .deleter([host](void*) {})
-      .make_tensor();
-}
-
-at::Tensor numbers(int64_t n, int64_t rank) {
-  return at::arange(n, at::TensorOptions(at::kLong)) * 0x9e3779b97f4a7c1 + rank * 77;
-}
-at::Tensor empty(int64_t n) { return at::full({n}, -1, at::TensorOptions(at::kLong)); }
 
 using Body = std::function<void(Communicator& gpus, Communicator& host)>;
 
