@@ -124,8 +124,8 @@ sanitizer_tier() {
   local preset=$1
   local targets=(test_core test_metrics test_data test_checkpoint test_links test_elastic)
   [ "$preset" = tsan ] || targets+=(test_kernels test_parallel test_nccl test_interop test_model test_moe
-    test_objectives test_quant test_optim test_trainer fuzz_manifest fuzz_config fuzz_event_file fuzz_megatron fuzz_safetensors
-    fuzz_gguf fuzz_teacher_store fuzz_model_config fuzz_tokenizer)
+    test_objectives test_quant test_optim test_trainer fuzz_manifest fuzz_config fuzz_event_file
+    fuzz_megatron fuzz_safetensors fuzz_gguf fuzz_teacher_store fuzz_model_config fuzz_tokenizer)
   [ -z "${MANIPLE_SANITIZER_TARGETS:-}" ] || read -ra targets <<<"$MANIPLE_SANITIZER_TARGETS"
   build "$preset" "${targets[@]}"
   local options="suppressions=$root/tests/$preset.supp"

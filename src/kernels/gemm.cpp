@@ -171,13 +171,12 @@ std::vector<Product> in_fp32(const std::vector<Product>& products) {
 
 void multiply(const std::vector<Product>& products) {
   if (products.empty()) return;
+  for (const Product& p : products) check(p);
   if (products[0].a.is_cpu() && needs_fp32(products[0].a.scalar_type()))
     return multiply(in_fp32(products));
   bool own = products[0].a.is_cpu() && has_microkernel(products[0].a.scalar_type());
-  for (const Product& p : products) {
-    check(p);
+  for (const Product& p : products)
     own = own && unit_stride(p.a) && unit_stride(p.b) && p.c.stride(1) == 1;
-  }
   if (!own)
     for (const Product& p : products) multiply_reference(p);
   else if (products[0].a.scalar_type() == at::kFloat)

@@ -1,6 +1,6 @@
 // The block product that the kernels of this folder are built on: oneDNN's, as LibTorch exports it
-// (at::native::cpublas::brgemm; AVX2 and AVX-512 for fp32, AVX-512 with bf16 and AMX for bf16). Operands are packed
-// as kernels/gemm_pack.h says. Only where has_microkernel(type).
+// (at::native::cpublas::brgemm; AVX2 and AVX-512 for fp32, AVX-512 with bf16 and AMX for bf16).
+// Operands are packed as kernels/gemm_pack.h says. Only where has_microkernel(type).
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
