@@ -38,10 +38,12 @@ if(MANIPLE_CUDA)
   target_link_libraries(maniple_torch INTERFACE -Wl,--no-as-needed torch_cuda c10_cuda
                                                 -Wl,--as-needed ${_nccl}/lib/libnccl.so.2)
 endif()
-# The wheel carries headers of its own {fmt} release, which hide the system's, but not its library.
-add_library(maniple_torch_fmt STATIC cmake/fmt.cpp)
-target_include_directories(maniple_torch_fmt SYSTEM PRIVATE ${_torch}/include)
-target_link_libraries(maniple_torch INTERFACE maniple_torch_fmt)
+# What the wheel lacks: its headers of {fmt} hide the system's, but it has no library of them; and its
+# MKL must be called once before there are threads. Nothing names vml.cpp, so the linker is told to.
+add_library(maniple_torch_support STATIC cmake/fmt.cpp cmake/vml.cpp)
+target_include_directories(maniple_torch_support SYSTEM PRIVATE ${_torch}/include)
+target_link_libraries(maniple_torch INTERFACE maniple_torch_support)
+target_link_options(maniple_torch INTERFACE -Wl,--undefined=maniple_vml_has_chosen)
 # at::parallel_for is a header: without -fopenmp it is a serial loop. The wheel brings its libgomp.
 target_compile_options(maniple_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 file(GLOB _gomp ${_torch}/lib/libgomp*.so*)
