@@ -139,6 +139,7 @@ class Coordinator {
   void stop_at_once(const std::string& cause);
   bool all_accounted() const;
   bool may_form() const;
+  bool is_barred(SliceId slice) const;  // banned or drained: it may not come
   std::vector<Candidate> survivors() const;
   std::vector<Candidate> newcomers(size_t room) const;
   void choose_build();

@@ -107,28 +107,34 @@ std::vector<Candidate> Coordinator::survivors() const {
   return result;
 }
 
+bool Coordinator::is_barred(SliceId slice) const {
+  const auto at = history_.slots.find(slice);
+  return at != history_.slots.end() && (at->second.banned || at->second.drained);
+}
+
 // Waiting slices, at most `room` of them.
 std::vector<Candidate> Coordinator::newcomers(size_t room) const {
   std::vector<Candidate> result;
   for (const auto& [slice, slot] : slots_) {
-    const auto at = history_.slots.find(slice);
-    const bool barred = at == history_.slots.end() || at->second.banned || at->second.drained;
-    if (slot.stage == Stage::kWaiting && !barred && result.size() < room)
+    if (slot.stage == Stage::kWaiting && !is_barred(slice) && result.size() < room)
       result.push_back(
           {{slice, life_of(slice), slot.registration->host}, slot.registration->address});
   }
   return result;
 }
 
-// Epoch 1, and an epoch that follows the loss of everybody, wait for the declared number or for the
-// time-out; a pause with survivors ends as soon as there are enough.
+// Epoch 1, and an epoch that follows the loss of everybody, wait for the declared number, less slots
+// that cannot come, or for the time-out; a pause with survivors ends as soon as there are enough.
 bool Coordinator::may_form() const {
   if (history_.hold) return false;
   const size_t alive = survivors().size();
   const size_t room = target() > alive ? target() - alive : 0;
   const size_t count = alive + newcomers(room).size();
   if (count == 0 || count < config_.min_slices) return false;
-  return alive > 0 || count >= target() || now_ - phase_since_ >= config_.timeouts.forming();
+  const auto able = std::count_if(slots_.begin(), slots_.end(),
+                                  [this](const auto& entry) { return !is_barred(entry.first); });
+  const size_t expected = std::min<size_t>(target(), static_cast<size_t>(able));
+  return alive > 0 || count >= expected || now_ - phase_since_ >= config_.timeouts.forming();
 }
 
 // The build that most of the waiting slices have, the lowest number on a tie; others are refused.

@@ -172,9 +172,8 @@ void Coordinator::launch_due() {
   auto count = std::count_if(slots_.begin(), slots_.end(), running);
   for (auto& [slice, slot] : slots_) {
     if (count >= static_cast<int64_t>(target()) + config_.spares) return;
-    const auto at = history_.slots.find(slice);
-    const bool barred = at != history_.slots.end() && (at->second.banned || at->second.drained);
-    if (slot.stage != Stage::kIdle || slot.agent == 0 || barred || now_ < slot.launch_at) continue;
+    if (slot.stage != Stage::kIdle || slot.agent == 0 || is_barred(slice) || now_ < slot.launch_at)
+      continue;
     append(LaunchRecord{slice, life_of(slice) + 1, slot.failures});
     slot.stage = Stage::kLaunched;
     slot.launched_at = now_;

@@ -3,6 +3,7 @@
 #include <sys/random.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "core/errors.h"
 #include "core/random.h"
@@ -16,6 +17,26 @@ uint64_t random_id() {
   uint64_t id = 0;
   if (::getrandom(&id, sizeof id, 0) != sizeof id) throw IoError("cannot get a random number");
   return id | 1;
+}
+
+uint64_t size_of(const std::string& file) {
+  std::error_code none;
+  const auto size = std::filesystem::file_size(file, none);
+  return none ? 0 : size;
+}
+
+// The last error that the program has printed into its output behind `begin`; empty for none.
+std::string last_error(const std::string& output, uint64_t begin) {
+  constexpr uint64_t kMostRead = uint64_t{1} << 18;
+  constexpr size_t kLongest = 1000;  // of the message
+  constexpr std::string_view kMark = "maniple: ";
+  const uint64_t size = size_of(output);
+  std::ifstream file(output, std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(std::max(begin, size - std::min(size, kMostRead))));
+  std::string error;
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with(kMark)) error = line.substr(kMark.size(), kLongest);
+  return error;
 }
 
 }  // namespace
@@ -183,6 +204,7 @@ void Agent::start_slice() {
   left_with_.reset();
   ending_ = false;
   kill_at_ = 0;
+  output_begin_ = size_of(config_.output);
   const std::string temporary = folder_.path() + "/tmp";
   std::error_code ignored;
   std::filesystem::remove_all(temporary, ignored);
@@ -234,7 +256,8 @@ void Agent::slice_ended(int code) {
   ranks_.clear();
   kill_at_ = 0;
   // What a rank said tells more than how mpirun took it.
-  to_coordinator(left_with_.value_or(Exited{code, {}}));
+  if (!left_with_) left_with_ = Exited{code, code == 0 ? "" : last_error(config_.output, output_begin_)};
+  to_coordinator(*left_with_);
   if (job_over_) result_ = 0;
   if (!result_ && next_life_) start_slice();
 }

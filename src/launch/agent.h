@@ -109,6 +109,7 @@ class Agent {
   bool burn_in_ = false;            // of the life to start
   std::map<uint32_t, Rank> ranks_;  // by position
   std::optional<Exited> left_with_;  // first code other than 0 that a rank left with
+  uint64_t output_begin_ = 0;        // of this life in AgentConfig::output, bytes
   bool ending_ = false;             // the slice was told to end
   bool job_over_ = false;           // the verdict is known
   Time kill_at_ = 0, hello_at_ = 0;

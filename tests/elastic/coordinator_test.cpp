@@ -290,6 +290,14 @@ TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {
   EXPECT_TRUE(job.coordinator().history().slots.at(2).banned);
 }
 
+TEST(Coordinator, BannedSlotIsNotWaitedFor) {
+  Job job = Job::in('F');
+  job.say(1, Exited{static_cast<int32_t>(ExitCode::kConfig), "no such device"});
+  EXPECT_EQ(job.phase(), 'F');  // the spare may come
+  job.say(2, Exited{static_cast<int32_t>(ExitCode::kConfig), "no such device"});
+  EXPECT_EQ(job.phase(), 'T');
+}
+
 TEST(Coordinator, NothingIsLaunchedByADeadAgent) {
   Job job = Job::in('R');
   job.put(SliceLost{2, 1, "its agent died"});

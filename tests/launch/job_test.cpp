@@ -154,6 +154,15 @@ TEST(Job, RelaunchedSliceJoinsAndLossesStayIdentical) {
   job.expect_nothing_left();
 }
 
+TEST(Job, WhySliceDidNotStartIsSaid) {
+  Job job(Job::Options{{"JOB_STEPS", "60"}, {"JOB_REFUSES", "1"}});
+  EXPECT_EQ(job.wait(), 0);
+  job.expect_all_losses(60);
+  EXPECT_EQ(job.events("slice_banned", "it exited with 78: there is no such device"), 1);
+  EXPECT_EQ(job.events("slice_ended", "there is no such device"), 1);
+  job.expect_nothing_left();
+}
+
 TEST(Job, KilledLauncherLeavesNoProcess) {
   Job job(Job::Options{{"JOB_STEPS", "100000"}});
   ASSERT_TRUE(job.until([&] { return job.steps() >= 20; }));

@@ -51,14 +51,21 @@ int be_agent(const Settings& settings) {
   config.coordinator = std::getenv(kCoordinatorVariable);
   config.token = read_job_token("-");
   config.command = {self(), "slice"};
+  config.output = fmt::format("{}/slice-{}.log", settings.run_dir, config.slice);
   config.folder = std::getenv(kFolderVariable);
   config.launcher = take_standard_input();
   config.timeouts = Timeouts(settings.lease);
   return Agent(config).run();
 }
 
-// Like mpirun: starts the ranks, ends all when one fails, returns its code.
+// Like mpirun: starts the ranks, ends all when one fails, returns its code. Slice JOB_REFUSES fails
+// as a program does that finds no device, before its ranks have said a word to the agent.
 int be_slice(const Settings& settings) {
+  const char* refuses = std::getenv("JOB_REFUSES");
+  if (refuses && std::string(refuses) == std::getenv(kSliceVariable)) {
+    std::fprintf(stderr, "maniple: there is no such device\nand what mpirun says of it\n");
+    return static_cast<int>(ExitCode::kConfig);
+  }
   if (fork() == 0) {
     setsid();
     if (fork() != 0) _exit(0);
