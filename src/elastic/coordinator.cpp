@@ -37,11 +37,26 @@ Coordinator::Coordinator(const CoordinatorConfig& config, const History& history
   }
 }
 
+// What the job inherits, as far as a crash has kept it from the log.
+void Coordinator::inherit() {
+  for (const SliceId slice : config_.burn_in) {
+    const auto at = history_.slots.find(slice);
+    if (at != history_.slots.end() && at->second.burn_in) continue;
+    const auto code = static_cast<int32_t>(ExitCode::kUnhealthy);
+    for (const bool banned : {true, false})
+      append(SlotRecord{slice, banned, false, code, "quarantined in an earlier job"});
+  }
+  if (history_.published >= config_.first) return;
+  append(VerifiedRecord{config_.first_verified});
+  append(PublishedRecord{config_.first});
+}
+
 std::vector<CoordinatorAction> Coordinator::start(Time now) {
   actions_.clear();
   now_ = phase_since_ = now;
   append(StartedRecord{history_.incarnation + 1});
   grant_leases();
+  if (!history_.epoch) inherit();
   if (history_.rows_to_drop) drop_rows();
   if (history_.verdict) {
     set_phase(history_.verdict->code == 0 ? CoordinatorPhase::kDone : CoordinatorPhase::kFailed);
@@ -78,7 +93,7 @@ std::vector<CoordinatorAction> Coordinator::on(const CoordinatorEvent& event, Ti
     }
   } else if (const auto* published = std::get_if<CheckpointPublished>(&event)) {
     // One that a crash kept from being logged may lie ahead of a rollback: its rows come again.
-    const bool reached = published->step <= rows_.written() || !history_.epoch;
+    const bool reached = published->step <= rows_.written();
     if (published->step > history_.published && reached) append(PublishedRecord{published->step});
   } else if (const auto* request = std::get_if<OperatorRequest>(&event)) {
     operate(request->control);

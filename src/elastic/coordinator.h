@@ -127,6 +127,7 @@ class Coordinator {
   void strike(SliceId slice, const std::string& reason);
   void ban(SliceId slice, int32_t code, const std::string& reason);
   void launch_due();
+  void inherit();
   void launch(SliceId slice);
   void fail_if_hopeless();
 

@@ -17,6 +17,10 @@ struct CoordinatorConfig {
   uint32_t spares = 0;      // slots beyond, launched and kept waiting
   uint32_t min_slices = 1;  // below it the job pauses
   Step last_step = 1;
+  // What the job inherits: the checkpoint that it begins with (0: none), the newest verified one, and
+  // slots whose device was quarantined.
+  Step first = 0, first_verified = 0;
+  std::vector<SliceId> burn_in;
   BlockLayout layout;
   uint32_t max_restarts = 5;  // failures in a row before a slot is banned
   uint32_t max_strikes = 3;   // wrong results of a slot before it is banned

@@ -64,10 +64,7 @@ void apply_to(History& h, const RowsDroppedRecord&) { h.rows_to_drop = false; }
 
 void apply_to(History& h, const PublishedRecord& r) {
   h.published = std::max(h.published, r.step);
-  if (!h.epoch)
-    h.verified = h.published;
-  else
-    h.unverified.push_back(r.step);
+  if (r.step > h.verified) h.unverified.push_back(r.step);
 }
 
 void apply_to(History& h, const SuspectRecord&) { h.suspect = true; }

@@ -157,7 +157,7 @@ struct History {
   bool paused = false;        // the last epoch was stopped and settled
   bool rows_to_drop = false;  // of a rollback
   Step published = 0;         // newest checkpoint; 0: the initial state
-  Step verified = 0;          // newest that is verified, where a job begins too
+  Step verified = 0;          // newest that is verified; 0: the initial state
   std::vector<Step> unverified;  // published after it
   bool suspect = false;       // the next epoch loads `verified`
   uint32_t target = 0;

@@ -38,7 +38,6 @@ int CoordinatorShell::run() {
   constexpr int kMostHandlers = 10000;
   now_ = heard_at_ = monotonic_now();
   perform(coordinator_->start(now_));
-  if (!coordinator_->history().epoch && config_.start > 0) feed(CheckpointPublished{config_.start});
   Time next_tick = monotonic_now();
   while (!over(monotonic_now())) {
     context_.run_one_for(std::chrono::microseconds(std::max<Time>(1, next_tick - monotonic_now())));

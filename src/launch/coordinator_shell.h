@@ -28,7 +28,6 @@ struct CoordinatorShellConfig {
   std::string run_dir;
   std::string token;
   std::string address = "tcp:127.0.0.1:0";
-  Step start = 0;     // of a new job: the step of the checkpoint that is published already
   int listener = -1;  // a listening socket to take over, instead of the address
   // Makes a checkpoint that is complete and stable the newest one; durable when it returns. Without
   // it checkpoints are not published.

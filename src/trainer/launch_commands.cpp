@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 
 #include "core/config_schema.h"
 #include "core/files.h"
+#include "elastic/decision_log.h"
 #include "interop/hub_model.h"
 #include "launch/agent.h"
 #include "launch/clock.h"
@@ -154,8 +156,65 @@ void show_record(Console& console, const nlohmann::ordered_json& record) {
   console.step(report);
 }
 
-// The step of the checkpoint that a new job starts from.
-std::string start_path(const std::string& run_dir) { return run_dir + "/elastic/start"; }
+// What a new job begins with.
+struct Beginning {
+  Step step = 0, verified = 0;   // its checkpoint, and the newest verified one
+  std::vector<SliceId> burn_in;  // slices that were quarantined
+};
+
+std::string beginning_path(const std::string& run_dir) { return run_dir + "/elastic/start.json"; }
+
+void write_beginning(const std::string& run_dir, const Beginning& b) {
+  const nlohmann::json json = {{"step", b.step}, {"verified", b.verified}, {"burn_in", b.burn_in}};
+  write_file_atomic(beginning_path(run_dir), json.dump() + "\n");
+}
+
+Beginning read_beginning(const std::string& run_dir) {
+  const auto json = nlohmann::json::parse(read_file(beginning_path(run_dir), "start of the job"));
+  return {json.at("step"), json.at("verified"), json.at("burn_in")};
+}
+
+// What the last job in this folder decided, or was to begin with when it decided nothing. Nothing when
+// there was none or its log cannot be read.
+History last_job(const std::string& run_dir) {
+  const std::string log = decision_log_path(run_dir);
+  History history;
+  try {
+    if (::access(log.c_str(), F_OK) == 0) history = DecisionLog(log).history();
+  } catch (const DataError& error) {
+    fmt::print("what the last job knew of its checkpoints is lost: {}\n", error.what());
+    return {};
+  }
+  if (history.incarnation > 0 || ::access(beginning_path(run_dir).c_str(), F_OK) != 0) return history;
+  const Beginning beginning = read_beginning(run_dir);
+  history.verified = beginning.verified;
+  if (beginning.step > beginning.verified) history.unverified = {beginning.step};
+  for (const SliceId slice : beginning.burn_in) history.slots[slice].burn_in = true;
+  return history;
+}
+
+// A job that has found a slice to compute wrongly may end before it went back.
+void leave_suspect_checkpoints(const Config& config, const History& last) {
+  if (!last.suspect || config.run.resume == "never") return;
+  fmt::print("a slice of the last job computed wrongly: going back to the verified {}\n",
+             last.verified > 0 ? fmt::format("checkpoint of step {}", last.verified) : "initial state");
+  drop_checkpoints(config.run.dir + "/checkpoints", last.verified);
+}
+
+// A job that begins with the checkpoint of step `start` knows no more of it, and of the devices, than
+// the last one did.
+Beginning after(const History& last, Step start, uint32_t num_slots) {
+  const auto& open = last.unverified;
+  Beginning beginning{start, start, {}};
+  if (std::find(open.begin(), open.end(), start) != open.end()) beginning.verified = last.verified;
+  for (const auto& [slice, slot] : last.slots) {
+    const bool quarantined = slot.banned && slot.code == static_cast<int32_t>(ExitCode::kUnhealthy);
+    if (slice >= num_slots || !(quarantined || slot.burn_in)) continue;
+    fmt::print("slice {} was quarantined: it must pass its burn-in first\n", slice);
+    beginning.burn_in.push_back(slice);
+  }
+  return beginning;
+}
 
 int64_t find_start(const Config& config, const RowSource& rows) {
   if (config.run.resume != "auto" && config.run.resume != "never")
@@ -170,13 +229,13 @@ int64_t find_start(const Config& config, const RowSource& rows) {
   for (const std::string& change : check_resume(config, checkpoint, rows.fingerprint()))
     fmt::print("resuming with {}\n", change);
   fmt::print("resuming after step {} from {}\n", checkpoint.step, checkpoint.folder);
-  std::fflush(stdout);
   return checkpoint.step;
 }
 
 // A job's decisions are of no use to the next one, of which no process knows the job's state: it
 // starts from a checkpoint. They are kept for people.
-void begin_new_log(const Config& config, int64_t start) {
+void begin_new_log(const Config& config, const Beginning& beginning) {
+  write_beginning(config.run.dir, beginning);
   const std::string log = decision_log_path(config.run.dir);
   for (int n = 1; ::access(log.c_str(), F_OK) == 0; ++n) {
     const std::string aside = fmt::format("{}.{}", log, n);
@@ -186,8 +245,7 @@ void begin_new_log(const Config& config, int64_t start) {
   ::unlink((config.run.dir + "/elastic/rows").c_str());
   for (int64_t slice = 0; slice < config.parallel.slices + config.elastic.spares; ++slice)
     ::unlink(fmt::format("{}/elastic/slice-{}.jsonl", config.run.dir, slice).c_str());
-  drop_steps_after(config.run.dir + "/metrics.jsonl", start);
-  write_file_atomic(start_path(config.run.dir), std::to_string(start) + "\n");
+  drop_steps_after(config.run.dir + "/metrics.jsonl", beginning.step);
 }
 
 }  // namespace
@@ -215,8 +273,11 @@ ExitCode launch_job(Config config) {
   ensure_directory(config.run.dir + "/logs");
   {
     const RunLock lock(config.run.dir);  // no other job is writing here
+    const History last = last_job(config.run.dir);
+    leave_suspect_checkpoints(config, last);
     const int64_t start = find_start(config, *rows);
-    begin_new_log(config, start);
+    begin_new_log(config, after(last, start, launcher.num_slots));
+    std::fflush(stdout);  // the coordinator writes there too
     const std::string& from = config.model.init_from;
     if (start == 0)
       keep_imported_files(config, from.empty() || is_hub_model(from) ? from : open_checkpoint(from).folder);
@@ -267,7 +328,10 @@ ExitCode coordinate_job(const Config& config) {
   shell.run_dir = config.run.dir;
   shell.token = read_job_token("-");
   shell.listener = std::atoi(variable(kListenerVariable).c_str());
-  shell.start = std::stoll(read_file(start_path(config.run.dir), "start of the job"));
+  const Beginning beginning = read_beginning(config.run.dir);
+  shell.job.first = beginning.step;
+  shell.job.first_verified = beginning.verified;
+  shell.job.burn_in = beginning.burn_in;
   const std::string checkpoints = config.run.dir + "/checkpoints";
   shell.publish = [&](const PublishCheckpoint& complete) {
     const auto manifest = nlohmann::json::parse(complete.parts.at(0));
@@ -280,7 +344,7 @@ ExitCode coordinate_job(const Config& config) {
   std::unique_ptr<TensorboardSink> tensorboard;
   if (config.metrics.tensorboard)
     tensorboard = std::make_unique<TensorboardSink>(config.run.dir + "/tb",
-                                                    std::chrono::system_clock::now(), shell.start + 1);
+                                                    std::chrono::system_clock::now(), shell.job.first + 1);
   shell.show_record = [&](const nlohmann::ordered_json& record) {
     show_record(console, record);
     if (tensorboard) tensorboard->write(std::chrono::system_clock::now(), record);

@@ -11,7 +11,7 @@ namespace {
 // Two members and a spare, driven by hand.
 class Job {
  public:
-  Job() : coordinator_(config(), {}, 0) {
+  explicit Job(const CoordinatorConfig& config = Job::config(), Step rows = 0) : coordinator_(config, {}, rows) {
     coordinator_.start(0);
     for (SliceId s = 0; s < 3; ++s) say(s, AgentHello{1, s, 0, false});
   }
@@ -274,6 +274,42 @@ TEST(Coordinator, OwnerAndShadowLostTogetherGoBackToTheCheckpoint) {
   ASSERT_EQ(job.phase(), 'T');
   EXPECT_TRUE(job.coordinator().history().epoch->loads_checkpoint());
   EXPECT_EQ(job.coordinator().history().committed, 2);
+}
+
+TEST(Coordinator, CheckpointThatTheJobBeginsWithMayBeUnverified) {
+  CoordinatorConfig config = Job::config();
+  config.first = 10;
+  config.first_verified = 4;
+  config.verify_after = 8;
+  Job job(config, 10);
+  EXPECT_EQ(job.coordinator().history().published, 10);
+  EXPECT_EQ(job.coordinator().history().verified, 4);
+  for (const SliceId s : {0, 1, 2}) job.enroll(s);
+  EXPECT_EQ(job.coordinator().history().epoch->committed, 10);
+  job.both(Ready{});
+  job.say(0, SdcFinding{11, "defect", "slice 1 computes wrongly", {}, {1}, true});
+  job.say(0, job.state(11));
+  EXPECT_EQ(job.coordinator().history().epoch->committed, 4);
+}
+
+TEST(Coordinator, SlotThatAnEarlierJobQuarantinedIsBurntIn) {
+  CoordinatorConfig config = Job::config();
+  config.burn_in = {1};
+  Job job(config);
+  const std::string sent = job.take_sent();
+  EXPECT_NE(sent.find("Launch:0;"), std::string::npos) << sent;
+  EXPECT_NE(sent.find("Launch:1 with burn-in;"), std::string::npos) << sent;
+  // Restarted from any beginning of its log it orders the same.
+  for (const size_t kept : {0, 1, 2, 3}) {
+    History history;
+    const std::vector<LogRecord> records = {
+        StartedRecord{1}, SlotRecord{1, true, false, static_cast<int32_t>(ExitCode::kUnhealthy), ""},
+        SlotRecord{1, false, false, static_cast<int32_t>(ExitCode::kUnhealthy), ""}};
+    for (size_t i = 0; i < kept; ++i) history.apply(records[i]);
+    Coordinator again(config, history, 0);
+    again.start(0);
+    EXPECT_TRUE(again.history().slots.at(1).burn_in && !again.history().slots.at(1).banned) << kept;
+  }
 }
 
 TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {

@@ -95,6 +95,31 @@ def one_ulp_always_wrong_on_one_rank(job, draw):
     assert "slice 2 is quarantined" in said(job, "slice_banned")
 
 
+@fault("F25", overrides=["faults.sticky=2:1:40:hidden:5:0", "sdc.canary_every=16", "checkpoint.every=10"])
+def defect_found_in_the_next_launch(job, draw):
+    """what the last launch had not verified, the next one does not trust: back beyond its start"""
+    job.until_step(25)
+    job.process.terminate()
+    assert job.wait(60) == 75, "TERM ends with 75"
+    job.start()
+    job.until_event("rollback")
+    assert "resuming after step 2" in read(job.run + ".out"), "it did not go on from its checkpoint"
+    assert "goes back to step 0" in said(job, "rollback"), said(job, "rollback")
+
+
+@fault("F25", overrides=["parallel.slices=2", "faults.sticky=1:1:40:hidden:5:0", "sdc.canary_every=4",
+                         "sdc.max_strikes=1", "sdc.burn_in=5", "checkpoint.every=10"])
+def two_slices_contradict_each_other(job, draw):
+    """79; the same command, when the device is repaired, goes back to the verified checkpoint, after burn-ins"""
+    assert job.wait() == 79, "both are quarantined"
+    job.overrides = [o for o in job.overrides if not o.startswith("faults.")]
+    job.start()
+    job.wait()
+    output = read(job.run + ".out")
+    assert "a slice of the last job computed wrongly: going back to the verified" in output, "it trusts its state"
+    assert "slice 1 was quarantined: it must pass its burn-in first" in output, "it trusts the device"
+
+
 @fault("F23", overrides=["faults.flip=all:1:20:parameter:4321:0"], differs_from=20)
 def the_same_bit_flipped_in_a_parameter_of_all_slices(job, draw):
     """missed: all copies are equal, so no check sees it, and the losses differ from step 20 on"""
