@@ -48,6 +48,10 @@ layouts=(
   "dp2-tp2-slices2-ep2 8 parallel.tp=2 parallel.ep=2 parallel.slices=2"
 )
 
+for name in "${@:2}"; do
+  [[ " slices2 slices3 slices4 slices2-ep2 ${layouts[*]%% *} " == *" $name "* ]] || fail "there is no layout $name"
+done
+
 for layout in "${layouts[@]}"; do
   read -r name ranks overrides <<<"$layout"
   wanted "$name" || continue
