@@ -129,11 +129,11 @@ void decode(std::span<const int64_t> acc, int q, double factor, std::span<T> out
 // --- Checksum ----------------------------------------------------------------------------------
 
 struct ChecksumBody {
-  MANIPLE_INLINE static ExactChecksum run(const int64_t* x, int64_t n, uint32_t key) {
+  MANIPLE_INLINE static ExactChecksum run(const int64_t* x, int64_t n, uint32_t key, uint32_t first) {
     uint64_t c1 = 0, c2 = 0;
     for (int64_t i = 0; i < n; ++i) {
       const auto value = static_cast<uint64_t>(x[i]);
-      const auto w = static_cast<int32_t>(exact_mix32(static_cast<uint32_t>(i) ^ key));
+      const auto w = static_cast<int32_t>(exact_mix32((static_cast<uint32_t>(i) + first) ^ key));
       c1 += value;
       c2 += static_cast<uint64_t>(static_cast<int64_t>(w)) * value;
     }
@@ -337,8 +337,8 @@ void exact_decode(std::span<const int64_t> acc, int q, double factor, std::span<
   decode(acc, q, factor, out);
 }
 
-ExactChecksum exact_checksum(std::span<const int64_t> block, uint32_t key) {
-  return dispatch<ChecksumBody>(block.data(), static_cast<int64_t>(block.size()), key);
+ExactChecksum exact_checksum(std::span<const int64_t> part, uint32_t key, uint32_t first) {
+  return dispatch<ChecksumBody>(part.data(), static_cast<int64_t>(part.size()), key, first);
 }
 
 int64_t exact_packed_bound(int64_t num_elements) {

@@ -43,7 +43,8 @@ constexpr uint32_t exact_mix32(uint32_t x) {
 
 // Linear checksums of a block of int64, modulo 2^64: c1 = sum x_i, c2 = sum w_i x_i with
 // w_i = sign-extended exact_mix32(i XOR key). Checksums of addends, added with +=, equal the
-// checksum of their sum. A block has at most 2^32 elements.
+// checksum of their sum, and checksums of the parts of a block, each from its `first` element on, that
+// of the block. A block has at most 2^32 elements.
 struct ExactChecksum {
   uint64_t c1 = 0, c2 = 0;
   bool operator==(const ExactChecksum&) const = default;
@@ -53,7 +54,7 @@ struct ExactChecksum {
     return *this;
   }
 };
-ExactChecksum exact_checksum(std::span<const int64_t> block, uint32_t key);
+ExactChecksum exact_checksum(std::span<const int64_t> part, uint32_t key, uint32_t first = 0);
 
 // Wire encoding: per group of 128 elements one width byte (0, 1, 2, 3, 4 or 8 bytes per element,
 // the least that holds every element in two's complement) and the payload, little-endian. The last

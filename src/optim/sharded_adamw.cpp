@@ -296,41 +296,54 @@ at::Tensor ShardedAdamw::decode_unmasked(const Shard& s, const Block& block, int
   return out;
 }
 
-ShardedAdamw::Norms ShardedAdamw::squared_norms(bool& finite) const {
-  Norms norms;
-  for (const Shard& s : shards_) {
-    if (!s.counted) continue;
-    std::vector<const Block*> owned;
+ShardedAdamw::Measured ShardedAdamw::measure(bool check) const {
+  std::vector<std::pair<const Shard*, const Block*>> held;
+  for (const Shard& s : shards_)
     for (const auto& [number, b] : s.blocks)
-      if (b.owned) owned.push_back(&b);
-    std::vector<double> sums(owned.size());
-    const auto square = [&](int64_t i) {
-      const at::NoGradGuard no_grad;
-      const at::Tensor g = decode(s, *owned[i], 0, owned[i]->master.numel(), 1);
-      sums[i] = g.is_cuda() ? device::block_sums_of_squares(g, g.numel()).item<double>()
-                            : sum_of_squares(g);
-    };
-    if (store_.mesh().device().is_cuda())
-      for (size_t i = 0; i < owned.size(); ++i) square(static_cast<int64_t>(i));
-    else
-      parallel_tasks(static_cast<int64_t>(owned.size()), square);
-    for (const double sum : sums) {
-      if (!(sum < 0x1p40)) {
-        finite = false;
-        continue;
-      }
-      const FixedPoint128 fixed = to_fixed(sum);
-      norms.total += fixed;
-      if (s.group == GradGroup::kExpert) norms.experts += fixed;
-    }
-    if (!finite) continue;
-    // Routers share blocks with other parameters: their part of each block once more.
-    for (const Block* b : owned)
-      for (const Run& run : b->runs)
-        if (run.parameter->router)
-          norms.routers += to_fixed(sum_of_squares(decode(s, *b, run.at, run.n, 1).cpu()));
+      if (b.held) held.emplace_back(&s, &b);
+  std::vector<Measured> parts(held.size());
+  const auto part = [&](int64_t i) {
+    const at::NoGradGuard no_grad;
+    parts[i] = measure(*held[i].first, *held[i].second, check && copied_);
+  };
+  if (store_.mesh().device().is_cuda())
+    for (size_t i = 0; i < held.size(); ++i) part(static_cast<int64_t>(i));
+  else
+    parallel_tasks(static_cast<int64_t>(held.size()), part);
+  Measured all;
+  for (const Measured& m : parts) {
+    all.norms.total += m.norms.total;
+    all.norms.experts += m.norms.experts;
+    all.norms.routers += m.norms.routers;
+    all.finite &= m.finite;
+    all.check.sums += m.check.sums;
+    all.check.copies += m.check.copies;
   }
-  return norms;
+  return all;
+}
+
+// The checksum comes first and leaves the block in the cache.
+ShardedAdamw::Measured ShardedAdamw::measure(const Shard& s, const Block& b, bool check) const {
+  Measured m;
+  if (check && s.exact) {
+    const at::Tensor sums = b.reduced.cpu();
+    const uint64_t c = linear_check(span_of<const int64_t>(sums), b.begin);
+    if (b.owned) m.check.sums = 0 - c;
+    m.check.copies = weight(b) * c;
+  }
+  if (!b.owned || !s.counted) return m;
+  const at::Tensor g = decode(s, b, 0, b.master.numel(), 1);
+  const double sum =
+      g.is_cuda() ? device::block_sums_of_squares(g, g.numel()).item<double>() : sum_of_squares(g);
+  m.finite = sum < 0x1p40;
+  if (!m.finite) return m;
+  m.norms.total = to_fixed(sum);
+  if (s.group == GradGroup::kExpert) m.norms.experts = m.norms.total;
+  // Routers share blocks with other parameters: their part of the block once more.
+  for (const Run& run : b.runs)
+    if (run.parameter->router)
+      m.norms.routers += to_fixed(sum_of_squares(g.narrow(0, run.at, run.n).cpu()));
+  return m;
 }
 
 void ShardedAdamw::update(double lr, double factor, double clip, int64_t applied_steps) {

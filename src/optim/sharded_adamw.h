@@ -61,7 +61,8 @@ class ShardedAdamw {
   void refresh_values();  // working copies of held blocks from the masters (after loading)
 
   void begin_attempt();      // forgets sums and clears gradients
-  void begin_unit();         // before the first backward of a unit
+  // Before the first backward of a unit. check: addends_check() is wanted; of the attempt's last unit.
+  void begin_unit(bool check = false);
   uint64_t gradient_hash() const;  // of the unit that is to be folded
   // During the last backward of the attempt's last unit: elements of each group's flat buffer from
   // `complete` on have their gradient. Folds those in whole blocks and begins to reduce them, inside
@@ -72,12 +73,25 @@ class ShardedAdamw {
   bool fold_unit();          // gradients of one unit -> sums; false: an addend is out of bounds
   void reduce_in_slice();    // collective over the slice: each rank has its section's sums
   void reduce_across();      // collective between the slices: holders have the sums of their blocks
-  // This rank's share of the squared norm of the scaled gradient; each element is counted by exactly
-  // one rank of the job. `finite` is cleared when a value is not finite.
+  // After reduce_across: this rank's share of the squared norm of the scaled gradient; each element is
+  // counted by exactly one rank of the job.
   struct Norms {
     FixedPoint128 total = 0, experts = 0, routers = 0;
   };
-  Norms squared_norms(bool& finite) const;
+  // Linear checksums, so that those of addends add up to that of their sum; 0 where blocks have one
+  // holder. `sums`, of what this rank owns, makes the addends_check() of all ranks add up to zero when
+  // every sum is that of its addends; `copies` is zero over the slices when the holders of a block
+  // have equal sums.
+  struct ReducedCheck {
+    uint64_t sums = 0, copies = 0;
+  };
+  struct Measured {
+    Norms norms;
+    bool finite = true;
+    ReducedCheck check;
+  };
+  Measured measure(bool check) const;
+  uint64_t addends_check() const { return addends_; }  // of all that this rank adds, after the last fold
   // factor: scaled gradient -> mean gradient; clip: coefficient of the global-norm clipping.
   void update(double lr, double factor, double clip, int64_t applied_steps);
   void publish_across();  // collective between the slices: each rank has its section's parameters
@@ -102,15 +116,6 @@ class ShardedAdamw {
   std::vector<int64_t> state_hashes() const;
   // Adds up to zero over the slices when all copies of the state are equal.
   uint64_t state_check(const std::vector<int64_t>& state_hashes) const;
-  // Linear checksums, so that those of addends add up to that of their sum; 0 where blocks have one
-  // holder. After the last fold: of all that this rank adds. After reduce_across: `sums`, of what it
-  // owns, which makes those of all ranks add up to zero when every sum is that of its addends;
-  // `copies`, zero over the slices when the holders of a block have equal sums.
-  uint64_t addends_check() const;
-  struct ReducedCheck {
-    uint64_t sums = 0, copies = 0;
-  };
-  ReducedCheck reduced_check() const;
   // Flips one bit of an element of this rank's `what`: master, m, v, parameter, gradient (of a
   // unit), sum (of the slice) or reduced (of held blocks). For tests.
   void flip(const std::string& what, int64_t element, int bit);
@@ -179,6 +184,7 @@ class ShardedAdamw {
   std::vector<std::array<uint64_t, 3>> hashes_of(const Block& block) const;  // of all pieces
   // The hash's factor of this rank's copy of a block, so that all copies add up to zero.
   uint64_t weight(const Block& block) const;
+  Measured measure(const Shard& shard, const Block& block, bool check) const;
   // The gradient of elements [at, at + n) of a block times factor.
   at::Tensor decode(const Shard& shard, const Block& block, int64_t at, int64_t n,
                     double factor) const;
@@ -191,6 +197,8 @@ class ShardedAdamw {
   int64_t num_blocks_ = 0;
   std::vector<std::string> broken_;
   std::atomic<bool> legal_{true};  // all addends of the unit so far
+  bool check_ = false;                // the unit's fold takes checksums
+  std::atomic<uint64_t> addends_{0};  // of the sums folded with check_
   bool copied_ = false, replicated_ = false;  // blocks have more than one holder; all slices
   std::vector<Shard> shards_;
   std::optional<FakeQuantizer> quantizer_;

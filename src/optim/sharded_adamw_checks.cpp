@@ -1,6 +1,5 @@
 // Hashes of state, sums and parameters, by which corruption is found; flips for its tests.
 #include <bit>
-#include <numeric>
 
 #include "kernels/exact_sum.h"
 #include "kernels/flip_bit.h"
@@ -11,16 +10,11 @@
 
 namespace maniple {
 
-namespace {
-
-// Of a block of sums that begins at `begin` of its group's flat buffer: linear in its elements.
-uint64_t linear_check(const at::Tensor& sums, int64_t begin) {
-  const at::Tensor host = sums.cpu();
-  const ExactChecksum c = exact_checksum(span_of<const int64_t>(host), exact_mix32(static_cast<uint32_t>(begin)));
+uint64_t linear_check(std::span<const int64_t> sums, int64_t block_begin, int64_t first) {
+  const ExactChecksum c =
+      exact_checksum(sums, exact_mix32(static_cast<uint32_t>(block_begin)), static_cast<uint32_t>(first));
   return c.c2 + 0x9e3779b97f4a7c15u * c.c1;
 }
-
-}  // namespace
 
 std::array<uint64_t, 3> ShardedAdamw::hash_piece(const Block& block, int64_t piece) const {
   const int64_t from = piece * kChunk, n = std::min(kChunk, block.master.numel() - from);
@@ -95,41 +89,6 @@ uint64_t ShardedAdamw::state_check(const std::vector<int64_t>& hashes) const {
 uint64_t ShardedAdamw::weight(const Block& b) const {
   if (!b.owned) return 0 - uint64_t{1};
   return replicated_ ? static_cast<uint64_t>(store_.mesh().num_slices()) - 1 : 1;
-}
-
-uint64_t ShardedAdamw::addends_check() const {
-  if (!copied_) return 0;
-  const int64_t block = store_.block_elements();
-  std::vector<std::pair<at::Tensor, int64_t>> parts;  // and where they lie in the flat buffer
-  for (const Shard& s : shards_)
-    for (const Piece& piece : s.pieces)
-      for (int64_t k = 0; s.exact && k < piece.n; k += block)
-        parts.emplace_back(s.sum.narrow(0, piece.to + k, block), piece.from + k);
-  std::vector<uint64_t> checks(parts.size());
-  parallel_tasks(static_cast<int64_t>(parts.size()), [&](int64_t i) {
-    const at::NoGradGuard no_grad;
-    checks[i] = linear_check(parts[i].first, parts[i].second);
-  });
-  return std::accumulate(checks.begin(), checks.end(), uint64_t{0});
-}
-
-ShardedAdamw::ReducedCheck ShardedAdamw::reduced_check() const {
-  if (!copied_) return {};
-  std::vector<const Block*> held;
-  for (const Shard& s : shards_)
-    for (const auto& [number, b] : s.blocks)
-      if (b.held && s.exact) held.push_back(&b);
-  std::vector<uint64_t> checks(held.size());
-  parallel_tasks(static_cast<int64_t>(held.size()), [&](int64_t i) {
-    const at::NoGradGuard no_grad;
-    checks[i] = linear_check(held[i]->reduced, held[i]->begin);
-  });
-  ReducedCheck check;
-  for (size_t i = 0; i < held.size(); ++i) {
-    if (held[i]->owned) check.sums -= checks[i];
-    check.copies += weight(*held[i]) * checks[i];
-  }
-  return check;
 }
 
 void ShardedAdamw::flip(const std::string& what, int64_t element, int bit) {

@@ -21,4 +21,8 @@ auto with_type(const at::Tensor& t, const Body& body) {
   return t.scalar_type() == at::kDouble ? body(double{}) : body(float{});
 }
 
+// Linear checksum of sums, elements from `first` on of a block that begins at `block_begin` of its
+// group's flat buffer. Those of a block's parts add up to that of the block.
+uint64_t linear_check(std::span<const int64_t> sums, int64_t block_begin, int64_t first = 0);
+
 }  // namespace maniple

@@ -18,6 +18,7 @@ constexpr int64_t kFoldChunk = 1 << 14;  // gradients that stay in the cache unt
 }  // namespace
 
 void ShardedAdamw::begin_attempt() {
+  addends_ = 0;
   for (Shard& s : shards_) {
     if (!s.clean) store_.group(s.group).grad.zero_();
     s.fresh = true;
@@ -25,8 +26,9 @@ void ShardedAdamw::begin_attempt() {
   }
 }
 
-void ShardedAdamw::begin_unit() {
+void ShardedAdamw::begin_unit(bool check) {
   legal_ = true;
+  check_ = check && copied_;
   for (Shard& s : shards_) {
     s.clean = false;
     s.unfolded = store_.group(s.group).grad.numel();
@@ -96,12 +98,16 @@ void ShardedAdamw::fold_from(Shard& s, int64_t begin) {
 void ShardedAdamw::fold(Shard& s, const Piece& piece) {
   const at::Tensor grad = store_.group(s.group).grad.narrow(0, piece.from, piece.n);
   at::Tensor sum = s.sum.narrow(0, piece.to, piece.n);
+  const int64_t block = store_.block_elements();  // a piece begins where a block does
   if (grad.is_cuda()) {
     if (s.fresh) sum.zero_();
     at::Tensor illegal = at::zeros({1}, grad.options().dtype(at::kInt));
     device::exact_fold(grad, q_, s.bound_bits, sum, illegal);
     if (illegal.item<int32_t>()) legal_ = false;
     grad.zero_();
+    const at::Tensor host = check_ ? sum.cpu() : at::Tensor();
+    for (int64_t k = 0; check_ && k < piece.n; k += block)
+      addends_ += linear_check(span_of<const int64_t>(host).subspan(k, block), piece.from + k);
     return;
   }
   with_type(grad, [&](auto zero) {
@@ -109,15 +115,20 @@ void ShardedAdamw::fold(Shard& s, const Piece& piece) {
     const auto g = span_of<T>(grad);
     const auto sums = span_of<int64_t>(sum);
     at::parallel_for(0, piece.n, kFoldChunk, [&](int64_t a, int64_t b) {
-      for (int64_t begin = a; begin < b; begin += kFoldChunk) {
-        const auto part = g.subspan(begin, std::min(kFoldChunk, b - begin));
+      uint64_t check = 0;
+      for (int64_t begin = a, end; begin < b; begin = end) {
+        const int64_t first = begin % block;  // of its block
+        end = std::min({b, begin + kFoldChunk, begin - first + block});
+        const auto part = g.subspan(begin, end - begin);
         const auto to = sums.subspan(begin, part.size());
         const std::span<const T> addends = part;
         if (!(s.fresh ? exact_round(addends, q_, s.bound_bits, to)
                       : exact_fold(addends, q_, s.bound_bits, to)))
           legal_ = false;
         std::fill(part.begin(), part.end(), T{0});
+        if (check_) check += linear_check(to, piece.from + begin - first, first);
       }
+      addends_ += check;
     });
   });
 }

@@ -249,7 +249,7 @@ MicroBatch TrainStep::to_tensors(std::vector<Row> rows) const {
 }
 
 void TrainStep::backward_unit(int64_t step, int64_t unit, bool early) {
-  model_.optimizer->begin_unit();
+  model_.optimizer->begin_unit(config_.sdc.state && unit == first_unit_ + units_here_ - 1);
   std::fill(hidden_squares_.begin(), hidden_squares_.end(), 0.0);
   for (int64_t round = 0; round < rounds_; ++round) {
     model_.decoder->on_backward = {};
@@ -386,7 +386,6 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   model_.moe.poisoned = false;
 
   clock_.enter(Phase::kExchange);
-  const uint64_t addends = config_.sdc.state ? optimizer.addends_check() : 0;
   optimizer.reduce_in_slice();
   inject(-1, FaultPoint::kExchange);
   if (on_gradients) on_gradients(GradientPlace::kSum);
@@ -396,7 +395,7 @@ StepSums TrainStep::compute(int64_t step, int64_t attempt, const std::function<b
   });
   sums.resize(sums.size() + kFlagNumbers);
   add_check(sums, Check::kCanary, canary_hash);
-  add_check(sums, Check::kSums, addends);
+  add_check(sums, Check::kSums, optimizer.addends_check());
   add_check(sums, Check::kRows, model_.moe.balance);
   Flags(sums).failed() = failed;
   Flags(sums).nonfinite() = !finite;
@@ -411,18 +410,13 @@ bool TrainStep::exchange(StepSums& sums, const Between& between) {
 
   if (on_gradients) on_gradients(GradientPlace::kReduced);
 
-  if (config_.sdc.state) {
-    const ShardedAdamw::ReducedCheck check = optimizer.reduced_check();
-    add_check(sums, Check::kSums, check.sums);
-    add_check(sums, Check::kBlocks, check.copies);
-  }
-
   // 6 guard and the numbers of the vote: flags, sums and norms in one integer reduction.
   clock_.enter(Phase::kVote);
-  bool finite = true;
-  const ShardedAdamw::Norms norms = optimizer.squared_norms(finite);
-  if (!finite) Flags(sums).nonfinite() = 1;
-  Flags(sums).set_norms(norms);
+  const ShardedAdamw::Measured measured = optimizer.measure(/*check=*/config_.sdc.state);
+  if (!measured.finite) Flags(sums).nonfinite() = 1;
+  Flags(sums).set_norms(measured.norms);
+  add_check(sums, Check::kSums, measured.check.sums);
+  add_check(sums, Check::kBlocks, measured.check.copies);
   at::Tensor all = at::from_blob(sums.data(), {static_cast<int64_t>(sums.size())},
                                  at::TensorOptions(at::kLong));
   mesh_.in_slice().all_reduce(all);

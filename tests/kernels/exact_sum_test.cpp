@@ -228,6 +228,10 @@ TEST(ExactSum, ChecksumIsLinearAndSeesChanges) {
   c += exact_checksum(b, 77);
   EXPECT_EQ(c, exact_checksum(sum, 77));
   EXPECT_EQ(exact_checksum(std::span<const int64_t>(), 1), ExactChecksum{});
+  const std::span<const int64_t> whole(a);
+  ExactChecksum parts = exact_checksum(whole.first(300), 77);
+  parts += exact_checksum(whole.subspan(300), 77, 300);
+  EXPECT_EQ(parts, exact_checksum(a, 77));
   for (int trial = 0; trial < 300; ++trial) {
     auto wrong = a;
     const size_t i = random() % n, j = (i + 1 + random() % (n - 1)) % n;
