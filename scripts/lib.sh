@@ -10,7 +10,9 @@ packages=(g++ cmake ninja-build ccache python3 python3-pip openmpi-bin libopenmp
           libyaml-cpp-dev libasio-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
           libgtest-dev libgmock-dev libtcmalloc-minimal4)
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+say() {
+  if [ -t 1 ]; then printf '\033[1m==>\033[0m %s\n' "$*"; else printf '==> %s\n' "$*"; fi
+}
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # Installs the Debian/Ubuntu packages that are missing; without root or sudo it lists them and stops.
