@@ -1,6 +1,6 @@
-// What the checksums of exact sums cost, one thread: a pass of their own after the fold or the decoding,
-// against taking them from each part while it is in the cache. ns per element, medians of 41 in turn.
-// Argument: elements (2^22).
+// What the checksums of exact sums cost, one thread: a pass of their own after the fold or the
+// decoding, against taking them from each part while it is in the cache. ns per element, medians of
+// 41 in turn. Argument: elements (2^22).
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -18,8 +18,12 @@ constexpr size_t kBlock = 1 << 16;
 class Buffers {
  public:
   explicit Buffers(size_t n) : gradient_(n, 1e-3f), sums_(n), decoded_(n) {}
-  void fold(size_t at, size_t n) { exact_fold(std::span<const float>(gradient_).subspan(at, n), 40, 60, sums(at, n)); }
-  void decode(size_t at, size_t n) { exact_decode(sums(at, n), 40, 1.0, std::span(decoded_).subspan(at, n)); }
+  void fold(size_t at, size_t n) {
+    exact_fold(std::span<const float>(gradient_).subspan(at, n), 40, 60, sums(at, n));
+  }
+  void decode(size_t at, size_t n) {
+    exact_decode(sums(at, n), 40, 1.0, std::span(decoded_).subspan(at, n));
+  }
   void check(size_t at, size_t n) {
     seen_ += exact_checksum(sums(at, n), 7, static_cast<uint32_t>(at % kBlock)).c2;
   }
@@ -41,21 +45,26 @@ int main(int argc, char** argv) {
   const auto pass = [&](auto body) {
     const auto start = std::chrono::steady_clock::now();
     for (size_t at = 0; at < n; at += kBlock) body(at);
-    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / n;
+    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start)
+               .count() /
+           n;
   };
   const auto in_parts = [](size_t at, auto body) {
     for (size_t k = at; k < at + kBlock; k += 1 << 14) body(k, size_t{1} << 14);
   };
-  const char* names[] = {"fold", "checksum, a pass of its own", "fold with checksum", "decode", "decode with checksum"};
+  const char* names[] = {"fold", "checksum, a pass of its own", "fold with checksum", "decode",
+                         "decode with checksum"};
   std::vector<double> times[5];
   for (int round = 0; round < 41; ++round) {
-    times[0].push_back(pass([&](size_t at) { in_parts(at, [&](size_t k, size_t m) { buffers.fold(k, m); }); }));
+    times[0].push_back(
+        pass([&](size_t at) { in_parts(at, [&](size_t k, size_t m) { buffers.fold(k, m); }); }));
     times[1].push_back(pass([&](size_t at) { buffers.check(at, kBlock); }));
     times[2].push_back(pass([&](size_t at) {
       in_parts(at, [&](size_t k, size_t m) { buffers.fold(k, m), buffers.check(k, m); });
     }));
     times[3].push_back(pass([&](size_t at) { buffers.decode(at, kBlock); }));
-    times[4].push_back(pass([&](size_t at) { buffers.check(at, kBlock), buffers.decode(at, kBlock); }));
+    times[4].push_back(
+        pass([&](size_t at) { buffers.check(at, kBlock), buffers.decode(at, kBlock); }));
   }
   for (int i = 0; i < 5; ++i) {
     std::nth_element(times[i].begin(), times[i].begin() + 20, times[i].end());
