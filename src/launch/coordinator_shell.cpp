@@ -15,7 +15,7 @@ CoordinatorShell::CoordinatorShell(const CoordinatorShellConfig& config)
     if (hello.role == Role::kAgent && hello.slice >= config_.job.num_slots())
       return fmt::format("there is no slice {}, the job has {} slots", hello.slice,
                          config_.job.num_slots());
-    if (hello.role == Role::kAgent && hello.life < starts_[hello.slice])
+    if (hello.role == Role::kAgent && hello.life < latest_[hello.slice].start)
       return fmt::format("a later agent of slice {} was started", hello.slice);
     return {};
   };
@@ -48,6 +48,7 @@ int CoordinatorShell::run() {
     watch_agents(now);
     if (now < next_tick) continue;
     next_tick = now + config_.job.timeouts.tick();
+    end_silent_agents();
     feed(Tick{});
   }
   return coordinator_->history().verdict->code;
@@ -58,13 +59,28 @@ void CoordinatorShell::watch_agents(Time now) {
   const Timeouts& timeouts = config_.job.timeouts;
   const bool silent = now - heard_at_ > timeouts.suspicion();
   if (silent) {
-    if (!cut_off_ && !starts_.empty()) writer_.write_event("cut_off", "no agent is heard");
+    if (!cut_off_ && !latest_.empty()) writer_.write_event("cut_off", "no agent is heard");
     cut_off_ = true;
     goes_on_at_.reset();
   } else if (cut_off_ && !goes_on_at_) {
     goes_on_at_ = now + timeouts.lease();
   } else if (cut_off_ && now >= *goes_on_at_) {
     cut_off_ = false;
+  }
+}
+
+// What starts an agent on another host, such as ssh, may wait for ever for a host that is gone; only
+// when the launcher ends it can it start another. Ticks, so that a hold-up of this process counts once.
+void CoordinatorShell::end_silent_agents() {
+  const Timeouts& timeouts = config_.job.timeouts;
+  const auto launcher = launcher_.lock();
+  if (cut_off_ || !launcher) return;
+  for (auto& [slice, agent] : latest_) {
+    if (agent.ended || ++agent.silent_ticks < timeouts.transport() / timeouts.tick()) continue;
+    agent.ended = true;
+    note("agent_silent", fmt::format("slice {}: nothing was heard of its agent for {} s", slice,
+                                     timeouts.transport() / kSecond));
+    launcher->send(encode_message({0, 0, slice, agent.start, Dismiss{"nothing was heard of it"}}));
   }
 }
 
@@ -84,7 +100,7 @@ void CoordinatorShell::arrived(const ControlHello& hello,
     // The newer one: the other may be half dead.
     if (const auto old = agents_.find(slice); old != agents_.end()) old->second->close();
     agents_[slice] = connection;
-    starts_[slice] = hello.life;
+    latest_[slice] = {hello.life};
     heard_at_ = monotonic_now();
     met_agents_ = true;
     connection->listen(kLongestFrame,
@@ -92,6 +108,7 @@ void CoordinatorShell::arrived(const ControlHello& hello,
                         [this, slice](const std::string&) { agents_.erase(slice); }});
   } else {
     const std::weak_ptr<Connection> weak = connection;
+    if (hello.role == Role::kLauncher) launcher_ = weak;
     connection->listen(kLongestFrame, {[this, role = hello.role, weak](std::string_view payload) {
                                          if (const auto from = weak.lock())
                                            hear_client(role, from, payload);
@@ -108,6 +125,7 @@ std::optional<Envelope> CoordinatorShell::decode(std::string_view payload) {
 
 void CoordinatorShell::hear_agent(SliceId slice, std::string_view payload) {
   heard_at_ = monotonic_now();
+  latest_[slice].silent_ticks = 0;
   if (is_pulse(payload)) return agents_.at(slice)->send(encode_pulse());
   const auto envelope = decode(payload);
   if (!envelope) return;
@@ -131,6 +149,8 @@ void CoordinatorShell::hear_client(Role role, const std::shared_ptr<Connection>&
                                          std::holds_alternative<Exited>(envelope->message))) {
     const bool all_gone = std::holds_alternative<Exited>(envelope->message);
     dead_agents_.push_back({envelope->slice, all_gone});
+    LatestAgent& latest = latest_[envelope->slice];
+    latest.ended = latest.ended || latest.start == envelope->life;
   } else {
     ++counters_.misplaced;
   }
@@ -187,10 +207,14 @@ void CoordinatorShell::perform(const CoordinatorAction& action) {
     if (config_.drop_checkpoints) config_.drop_checkpoints(drop->after);
   } else if (const auto* complete = std::get_if<PublishCheckpoint>(&action)) {
     publish(*complete);
-  } else if (const auto* note = std::get_if<Note>(&action)) {
-    writer_.write_event(note->event, note->text);
-    if (config_.show_event) config_.show_event(note->event, note->text);
+  } else if (const auto* said = std::get_if<Note>(&action)) {
+    note(said->event, said->text);
   }
+}
+
+void CoordinatorShell::note(const std::string& event, const std::string& text) {
+  writer_.write_event(event, text);
+  if (config_.show_event) config_.show_event(event, text);
 }
 
 void CoordinatorShell::publish(const PublishCheckpoint& complete) {
@@ -199,13 +223,9 @@ void CoordinatorShell::publish(const PublishCheckpoint& complete) {
   try {
     config_.publish(complete);
   } catch (const Error& error) {  // the one before stays the newest; training goes on
-    const std::string text = fmt::format("step {}: {}", complete.step, error.what());
-    writer_.write_event("checkpoint_failed", text);
-    if (config_.show_event) config_.show_event("checkpoint_failed", text);
-    return;
+    return note("checkpoint_failed", fmt::format("step {}: {}", complete.step, error.what()));
   }
-  writer_.write_event("checkpoint", fmt::format("step {}", complete.step));
-  if (config_.show_event) config_.show_event("checkpoint", fmt::format("step {}", complete.step));
+  note("checkpoint", fmt::format("step {}", complete.step));
   // Not from inside perform: the coordinator has not ended its turn.
   asio::post(context_, [this, step = complete.step] { feed(CheckpointPublished{step}); });
 }

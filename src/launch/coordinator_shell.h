@@ -64,10 +64,12 @@ class CoordinatorShell {
   std::optional<Envelope> decode(std::string_view payload);
   void report_dead_agents();
   void watch_agents(Time now);
+  void end_silent_agents();
   void feed(const CoordinatorEvent& event);
   void perform(const std::vector<CoordinatorAction>& actions);
   void perform(const CoordinatorAction& action);
   void publish(const PublishCheckpoint& publish);
+  void note(const std::string& event, const std::string& text);
   bool over(Time now) const;
 
   CoordinatorShellConfig config_;
@@ -80,13 +82,19 @@ class CoordinatorShell {
   std::shared_ptr<Connection> asking_;  // the operator whose request is being answered
   // As the launcher said, not yet examined: with or without everything that the agent had started.
   std::vector<std::pair<SliceId, bool>> dead_agents_;
-  std::map<SliceId, uint32_t> starts_;  // number of the latest agent of a slot
-  Time now_ = 0;                        // the coordinator's time
-  Time heard_at_ = 0;                   // when the last word of any agent came
-  bool cut_off_ = false;                // time stands still
-  std::optional<Time> goes_on_at_;      // once an agent was heard again
-  Time ended_at_ = 0;                   // when the verdict was there; 0: not yet
-  bool met_agents_ = false;             // since then, or at that time
+  struct LatestAgent {
+    Life start = 0;         // its number
+    Time silent_ticks = 0;  // since its last word
+    bool ended = false;     // or about to be
+  };
+  std::map<SliceId, LatestAgent> latest_;
+  std::weak_ptr<Connection> launcher_;
+  Time now_ = 0;                    // the coordinator's time
+  Time heard_at_ = 0;               // when the last word of any agent came
+  bool cut_off_ = false;            // time stands still
+  std::optional<Time> goes_on_at_;  // once an agent was heard again
+  Time ended_at_ = 0;               // when the verdict was there; 0: not yet
+  bool met_agents_ = false;         // since then, or at that time
   Counters counters_;
 };
 

@@ -209,7 +209,7 @@ void Launcher::agent_ended(SliceId slice, int wait_status) {
   count_failure(agent);
   close_input(agent.input);
   agent.reported = false;
-  if (!done) send(slice, Dying{});
+  if (!done) send(slice, Dying{}, agent.starts);
   if (done || (!is_remote() && agent.failures > config_.max_failures)) agent.start_at = 0;
   if (is_remote() && !done && !result_ && agents_end_by_ == 0)
     fmt::print(stderr, "the agent of slice {} on {} ended with {}; it is started again\n", slice,
@@ -223,7 +223,7 @@ void Launcher::start_due() {
   for (auto& [slice, agent] : agents_) {
     agents_left = agents_left || agent.pid != 0;
     if (agent.pid != 0 || agent.reported) continue;
-    send(slice, Exited{});
+    send(slice, Exited{}, agent.starts);
     agent.reported = true;
   }
   if (agents_end_by_ != 0) {
@@ -241,7 +241,14 @@ void Launcher::start_due() {
 
 void Launcher::hear(std::string_view payload) {
   const auto envelope = decode_message(payload);
-  const auto* reply = envelope ? std::get_if<ControlReply>(&envelope->message) : nullptr;
+  if (!envelope) return;
+  if (std::holds_alternative<Dismiss>(envelope->message)) {
+    const auto agent = agents_.find(envelope->slice);
+    if (agent != agents_.end() && agent->second.pid != 0 && agent->second.starts == envelope->life)
+      ::kill(agent->second.pid, SIGKILL);
+    return;
+  }
+  const auto* reply = std::get_if<ControlReply>(&envelope->message);
   if (!reply || reply->request != 3 || stop_at_ == 0) return;
   // "phase Paused epoch E step K published P ...": the state is safe when P is K.
   int64_t epoch = 0, step = 0, published = 0;
@@ -267,8 +274,8 @@ void Launcher::end_agents() {
 
 void Launcher::end(int code) { result_ = code; }
 
-void Launcher::send(SliceId slice, const Message& message) {
-  line_->send(encode_message({0, 0, slice, 0, message}));
+void Launcher::send(SliceId slice, const Message& message, Life agent) {
+  line_->send(encode_message({0, 0, slice, agent, message}));
 }
 
 std::optional<int> Launcher::logged_verdict() const {

@@ -87,7 +87,7 @@ class Launcher {
   void ask_to_stop();
   void end_agents();
   void end(int code);
-  void send(SliceId slice, const Message& message);
+  void send(SliceId slice, const Message& message, Life agent = 0);
   void watch_children();
   void watch_stop_signals();
   void tick();

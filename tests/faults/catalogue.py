@@ -549,6 +549,27 @@ def ssh_to_a_host_killed_and_the_host_does_not_notice(job, draw):
     assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
 
 
+@fault("ssh", hosts=4, ssh=True, steps=300)
+def ssh_itself_killed(job, draw):
+    """sshd closes the agent's input, which ends its slice; it is started again"""
+    job.until_step(5)
+    assert job.kill("ssh", 2), "nothing was killed"
+    job.until_epochs(3)
+    assert only_dropped(job, 2), f"dropped: {job.events('slice_dropped')}"
+
+
+@fault("ssh", hosts=4, ssh=True, steps=300)
+def host_behind_ssh_loses_power(job, draw):
+    """ssh waits for a word from it for ever; it is ended, and the host is used again when it is back"""
+    job.until_step(5)
+    victim = draw.randrange(4)
+    job.network.power_off(job.network.hosts[victim])
+    job.until_epochs(2)
+    job.network.power_on(job.network.hosts[victim])
+    job.until_epochs(3)
+    assert only_dropped(job, victim), f"dropped: {job.events('slice_dropped')}"
+
+
 @fault("hosts", far=4, overrides=["checkpoint.every=10"])
 def agent_on_a_host_killed(job, draw):
     """as an agent here"""

@@ -56,7 +56,7 @@ class Job:
 
     # --- What runs -------------------------------------------------------------------------------
     def processes(self, role=None, slice=None):
-        """(pid, role, slice): launch, coordinator, agent, mpirun, train."""
+        """(pid, role, slice): launch, coordinator, agent, mpirun, train, ssh."""
         found = []
         for name in os.listdir("/proc"):
             if not name.isdigit():
@@ -65,7 +65,7 @@ class Job:
             if not any(word.startswith(self.run + "/") or word == "run.dir=" + self.run for word in words):
                 continue
             what = os.path.basename(words[0])
-            if what != "mpirun":
+            if what not in ("mpirun", "ssh"):
                 what = words[1] if len(words) > 1 else what
             environment = dict(w.split("=", 1) for w in read(f"/proc/{name}/environ").split("\0") if "=" in w)
             which = int(environment.get("MANIPLE_SLICE", -1))

@@ -45,17 +45,13 @@ class Network:
         ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         ip("-n", self.switch, "link", "set", "bridge", "up")
         self.ports = {host: f"port-{i}" for i, host in enumerate([self.head, *self.hosts])}
+        self.addresses = {host: f"10.77.0.{i + 1}" for i, host in enumerate(self.ports)}
         for host in self.ports:
             ip("netns", "add", host)
         if self.slow:
             self.cables = SlowCables([((host, "eth0"), (self.switch, port)) for host, port in self.ports.items()])
-        for i, (host, port) in enumerate(self.ports.items()):
-            if not self.slow:
-                ip("link", "add", "eth0", "netns", host, "type", "veth", "peer", "name", port, "netns", self.switch)
-            ip("-n", self.switch, "link", "set", port, "master", "bridge", "up")
-            ip("-n", host, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
-            ip("-n", host, "link", "set", "lo", "up")
-            ip("-n", host, "link", "set", "eth0", "up")
+        for host in self.ports:
+            self._plug_in(host)
         return self
 
     def __exit__(self, *_):
@@ -64,6 +60,17 @@ class Network:
         for name in [*self.hosts, self.head, self.switch]:
             subprocess.run(["ip", "netns", "del", name])
         shutil.rmtree(self.off)
+
+    def _plug_in(self, host):
+        port = self.ports[host]
+        if not self.slow:
+            ip("link", "add", "eth0", "netns", host, "type", "veth", "peer", "name", port, "netns", self.switch)
+        ip("-n", self.switch, "link", "set", port, "master", "bridge", "up")
+        address = self.addresses[host]  # others remember which card has it
+        ip("-n", host, "link", "set", "eth0", "address", "02:00:00:00:00:%02x" % int(address.split(".")[-1]))
+        ip("-n", host, "addr", "add", address + "/24", "dev", "eth0")
+        ip("-n", host, "link", "set", "lo", "up")
+        ip("-n", host, "link", "set", "eth0", "up")
 
     # --- A job here --------------------------------------------------------------------------------
     def prefix(self):
@@ -99,12 +106,16 @@ class Network:
         self._tc("del", host, towards)
 
     def power_off(self, host):
-        """No frame says goodbye. Nothing can be started there until power_on."""
+        """No frame says goodbye, and the connections are gone with the host; their other ends hear nothing.
+        Nothing can be started there until power_on. Not with slow cables."""
         open(f"{self.off}/{host}", "w").close()
         ip("-n", self.switch, "link", "set", self.ports[host], "down")
         for pid in subprocess.check_output(["ip", "netns", "pids", host], text=True).split():
             os.kill(int(pid), signal.SIGKILL)
 
     def power_on(self, host):
-        ip("-n", self.switch, "link", "set", self.ports[host], "up")
+        ip("-n", self.switch, "link", "del", self.ports[host])
+        ip("netns", "del", host)
+        ip("netns", "add", host)
+        self._plug_in(host)
         os.remove(f"{self.off}/{host}")
