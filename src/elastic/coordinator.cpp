@@ -46,6 +46,9 @@ void Coordinator::inherit() {
     for (const bool banned : {true, false})
       append(SlotRecord{slice, banned, false, code, "quarantined in an earlier job"});
   }
+  for (const auto& [slice, strikes] : config_.strikes)
+    while (history_.slots[slice].strikes < strikes)
+      append(StrikeRecord{slice, "a wrong result in an earlier job"});
   if (history_.published >= config_.first) return;
   append(VerifiedRecord{config_.first_verified});
   append(PublishedRecord{config_.first});

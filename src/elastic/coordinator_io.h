@@ -1,6 +1,7 @@
 // What goes into the coordinator and what comes out.
 #pragma once
 
+#include <map>
 #include <string>
 #include <variant>
 #include <vector>
@@ -18,9 +19,10 @@ struct CoordinatorConfig {
   uint32_t min_slices = 1;  // below it the job pauses
   Step last_step = 1;
   // What the job inherits: the checkpoint that it begins with (0: none), the newest verified one, and
-  // slots whose device was quarantined.
+  // slots whose device was quarantined or has given wrong results, and how many.
   Step first = 0, first_verified = 0;
   std::vector<SliceId> burn_in;
+  std::map<SliceId, uint32_t> strikes;
   BlockLayout layout;
   uint32_t max_restarts = 5;  // failures in a row before a slot is banned
   uint32_t max_strikes = 3;   // wrong results of a slot before it is banned

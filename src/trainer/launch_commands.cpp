@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <map>
 
 #include "core/config_schema.h"
 #include "core/files.h"
@@ -159,19 +160,22 @@ void show_record(Console& console, const nlohmann::ordered_json& record) {
 // What a new job begins with.
 struct Beginning {
   Step step = 0, verified = 0;   // its checkpoint, and the newest verified one
-  std::vector<SliceId> burn_in;  // slices that were quarantined
+  std::vector<SliceId> burn_in;         // slices that were quarantined
+  std::map<SliceId, uint32_t> strikes;  // wrong results of the others
 };
 
 std::string beginning_path(const std::string& run_dir) { return run_dir + "/elastic/start.json"; }
 
 void write_beginning(const std::string& run_dir, const Beginning& b) {
-  const nlohmann::json json = {{"step", b.step}, {"verified", b.verified}, {"burn_in", b.burn_in}};
+  const nlohmann::json json = {
+      {"step", b.step}, {"verified", b.verified}, {"burn_in", b.burn_in}, {"strikes", b.strikes}};
   write_file_atomic(beginning_path(run_dir), json.dump() + "\n");
 }
 
 Beginning read_beginning(const std::string& run_dir) {
   const auto json = nlohmann::json::parse(read_file(beginning_path(run_dir), "start of the job"));
-  return {json.at("step"), json.at("verified"), json.at("burn_in")};
+  return {json.at("step"), json.at("verified"), json.at("burn_in"),
+          json.value("strikes", std::map<SliceId, uint32_t>{})};
 }
 
 // What the last job in this folder decided, or was to begin with when it decided nothing. Nothing when
@@ -190,6 +194,7 @@ History last_job(const std::string& run_dir) {
   history.verified = beginning.verified;
   if (beginning.step > beginning.verified) history.unverified = {beginning.step};
   for (const SliceId slice : beginning.burn_in) history.slots[slice].burn_in = true;
+  for (const auto& [slice, strikes] : beginning.strikes) history.slots[slice].strikes = strikes;
   return history;
 }
 
@@ -205,23 +210,31 @@ void leave_suspect_checkpoints(const Config& config, const History& last) {
 // the last one did.
 Beginning after(const History& last, Step start, uint32_t num_slots) {
   const auto& open = last.unverified;
-  Beginning beginning{start, start, {}};
+  Beginning beginning{start, start, {}, {}};
   if (std::find(open.begin(), open.end(), start) != open.end()) beginning.verified = last.verified;
   for (const auto& [slice, slot] : last.slots) {
     const bool quarantined = slot.banned && slot.code == static_cast<int32_t>(ExitCode::kUnhealthy);
-    if (slice >= num_slots || !(quarantined || slot.burn_in)) continue;
-    fmt::print("slice {} was quarantined: it must pass its burn-in first\n", slice);
-    beginning.burn_in.push_back(slice);
+    if (slice >= num_slots) continue;
+    if (quarantined || slot.burn_in) {
+      fmt::print("slice {} was quarantined: it must pass its burn-in first\n", slice);
+      beginning.burn_in.push_back(slice);
+    } else if (slot.strikes > 0) {
+      fmt::print("slice {} has given {} wrong results before\n", slice, slot.strikes);
+      beginning.strikes[slice] = slot.strikes;
+    }
   }
   return beginning;
 }
 
+void check_resume_mode(const std::string& mode) {
+  if (mode == "auto" || mode == "never") return;
+  throw ConfigError(fmt::format(
+      "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
+      "(never); for weights from elsewhere set model.init_from",
+      mode));
+}
+
 int64_t find_start(const Config& config, const RowSource& rows) {
-  if (config.run.resume != "auto" && config.run.resume != "never")
-    throw ConfigError(fmt::format(
-        "run.resume={}: under launch a run goes on from its own checkpoints (auto) or starts anew "
-        "(never); for weights from elsewhere set model.init_from",
-        config.run.resume));
   const std::string folder = resume_folder(
       config, [](const std::string& reason) { fmt::print("{}\n", reason); });
   if (folder.empty()) return 0;
@@ -261,6 +274,7 @@ ExitCode launch_job(Config config) {
   launcher.num_slots = static_cast<uint32_t>(config.parallel.slices + config.elastic.spares);
   launcher.places = place_agents(config, launcher.num_slots);
   launcher.address = listening_address(config);
+  check_resume_mode(config.run.resume);
   // What every slice would refuse is refused here, before any is started.
   const auto rows = attach_targets(
       config, model, open_row_source(config.data, config.batch.seq_len, model.vocab_size, config.run.seed));
@@ -332,6 +346,7 @@ ExitCode coordinate_job(const Config& config) {
   shell.job.first = beginning.step;
   shell.job.first_verified = beginning.verified;
   shell.job.burn_in = beginning.burn_in;
+  shell.job.strikes = beginning.strikes;
   const std::string checkpoints = config.run.dir + "/checkpoints";
   shell.publish = [&](const PublishCheckpoint& complete) {
     const auto manifest = nlohmann::json::parse(complete.parts.at(0));

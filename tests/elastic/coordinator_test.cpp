@@ -312,6 +312,30 @@ TEST(Coordinator, SlotThatAnEarlierJobQuarantinedIsBurntIn) {
   }
 }
 
+TEST(Coordinator, WrongResultsInAnEarlierJobCount) {
+  CoordinatorConfig config = Job::config();
+  config.max_strikes = 3;
+  config.strikes = {{1, 2}};
+  Job job(config);
+  const auto strikes = [&] { return job.coordinator().history().slots.at(1).strikes; };
+  EXPECT_EQ(strikes(), 2u);
+  EXPECT_FALSE(job.coordinator().history().slots.at(1).banned);
+  // Restarted after any part of what it has logged of them.
+  for (const size_t kept : {0, 1, 2}) {
+    History history;
+    history.apply(StartedRecord{1});
+    for (size_t i = 0; i < kept; ++i) history.apply(StrikeRecord{1, ""});
+    Coordinator again(config, history, 0);
+    again.start(0);
+    EXPECT_EQ(again.history().slots.at(1).strikes, 2u) << kept;
+  }
+  for (const SliceId s : {0, 1, 2}) job.enroll(s);
+  job.both(Ready{});
+  job.say(0, SdcFinding{1, "transient", "slice 1 contradicts itself", {1}, {}, false});
+  EXPECT_EQ(strikes(), 3u);
+  EXPECT_TRUE(job.coordinator().history().slots.at(1).banned);
+}
+
 TEST(Coordinator, FailuresInARowAreBackedOffAndBanned) {
   Job job = Job::in('F');
   for (Life life = 1; life <= 6; ++life) {
