@@ -101,8 +101,6 @@ bool within(const Rule& rule, double value) {
          (rule.below_max ? value < rule.max : value <= rule.max);
 }
 
-std::string leaf_of(const std::string& name) { return name.substr(name.rfind('.') + 1); }
-std::string group_of(const std::string& name) { return name.substr(0, name.find('.')); }
 
 // All names, "group.key", in the order of the table.
 std::vector<std::string> all_keys() {

@@ -11,19 +11,16 @@
 namespace maniple {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-std::string group_of(const std::string& name) { return name.substr(0, name.find('.')); }
-std::string leaf_of(const std::string& name) { return name.substr(name.find('.') + 1); }
+using OrderedJson = nlohmann::ordered_json;
 
 template <typename T>
-Json to_json(const T& value) {
+OrderedJson to_json(const T& value) {
   return value;
 }
-Json to_json(const std::vector<SourceConfig>& sources) {
-  Json list = Json::array();
+OrderedJson to_json(const std::vector<SourceConfig>& sources) {
+  OrderedJson list = OrderedJson::array();
   for (const SourceConfig& source : sources) {
-    Json object;
+    OrderedJson object;
     describe_source(source, [&](const Key& key, const auto& member) { object[key.name] = member; });
     list.push_back(object);
   }
@@ -37,7 +34,7 @@ void each_value(const Config& config, Use&& use) {
     if (key.name != "model.*") return use(key.name, to_json(member));
     for (const ModelField& field : model_fields()) {
       const auto found = config.model.overrides.find(leaf_of(field.key.name));
-      if (found != config.model.overrides.end()) use(field.key.name, Json(*found));
+      if (found != config.model.overrides.end()) use(field.key.name, OrderedJson(*found));
     }
   });
 }
@@ -55,11 +52,11 @@ std::string yaml_text(const std::string& text) {
       words.find(" " + lower + " ") == words.npos) {
     return text;
   }
-  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return OrderedJson(text).dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 // In flow style, on one line.
-std::string yaml_value(const Json& value) {
+std::string yaml_value(const OrderedJson& value) {
   if (value.is_string()) return yaml_text(value.get<std::string>());
   if (value.is_number_float()) return format_double(value.get<double>());
   if (!value.is_structured()) return value.dump();
@@ -89,12 +86,12 @@ std::string type_name(const T&) {
     return "array";
 }
 
-Json bounded(Json schema, const Rule& rule) {
+OrderedJson bounded(OrderedJson schema, const Rule& rule) {
   // JSON Schema counts 1.0 and 1 as the same number; whole bounds read better as integers.
-  const auto number = [](double x) -> Json {
-    return x == std::floor(x) ? Json(static_cast<int64_t>(x)) : Json(x);
+  const auto number = [](double x) -> OrderedJson {
+    return x == std::floor(x) ? OrderedJson(static_cast<int64_t>(x)) : OrderedJson(x);
   };
-  Json limits = Json::object();
+  OrderedJson limits = OrderedJson::object();
   if (std::isfinite(rule.min)) {
     limits[rule.above_min ? "exclusiveMinimum" : "minimum"] = number(rule.min);
   }
@@ -102,7 +99,7 @@ Json bounded(Json schema, const Rule& rule) {
     limits[rule.below_max ? "exclusiveMaximum" : "maximum"] = number(rule.max);
   }
   if (rule.or_value) {
-    schema["anyOf"] = Json::array({limits, Json{{"const", number(*rule.or_value)}}});
+    schema["anyOf"] = OrderedJson::array({limits, OrderedJson{{"const", number(*rule.or_value)}}});
   } else {
     schema.update(limits);
   }
@@ -111,31 +108,31 @@ Json bounded(Json schema, const Rule& rule) {
   return schema;
 }
 
-Json object_schema(Json properties) {
+OrderedJson object_schema(OrderedJson properties) {
   return {
       {"type", "object"}, {"properties", std::move(properties)}, {"additionalProperties", false}};
 }
 
-Json source_schema() {
-  Json properties;
+OrderedJson source_schema() {
+  OrderedJson properties;
   const SourceConfig source;
   describe_source(source, [&](const Key& key, const auto& member) {
     properties[key.name] =
         bounded({{"type", type_name(member)}, {"description", key.help}}, key.rule);
   });
-  Json schema = object_schema(properties);
+  OrderedJson schema = object_schema(properties);
   schema["required"] = {"path", "kind"};
   return schema;
 }
 
-Json list_schema(Json items, const Rule& rule) {
-  Json schema = {{"type", "array"}, {"items", std::move(items)}};
+OrderedJson list_schema(OrderedJson items, const Rule& rule) {
+  OrderedJson schema = {{"type", "array"}, {"items", std::move(items)}};
   if (rule.count) schema["minItems"] = schema["maxItems"] = *rule.count;
   return schema;
 }
 
 template <typename T>
-Json value_schema(const Key& key, const T& member) {
+OrderedJson value_schema(const Key& key, const T& member) {
   if constexpr (std::is_same_v<T, std::vector<SourceConfig>>) {
     return list_schema(source_schema(), key.rule);
   } else if constexpr (std::is_same_v<T, std::vector<double>>) {
@@ -167,10 +164,10 @@ std::string field_type_name(FieldType type) {
 
 bool is_list(FieldType type) { return type == FieldType::kIntegers || type == FieldType::kTexts; }
 
-Json field_schema(const ModelField& field) {
-  Json schema = bounded({{"type", field_type_name(field.type)}}, field.key.rule);
+OrderedJson field_schema(const ModelField& field) {
+  OrderedJson schema = bounded({{"type", field_type_name(field.type)}}, field.key.rule);
   if (is_list(field.type)) schema = list_schema(schema, field.key.rule);
-  if (field.nullable) schema = {{"anyOf", {schema, Json{{"type", "null"}}}}};
+  if (field.nullable) schema = {{"anyOf", {schema, OrderedJson{{"type", "null"}}}}};
   schema["description"] = field.key.help;
   return schema;
 }
@@ -195,8 +192,8 @@ Config defaults() {
 }  // namespace
 
 nlohmann::ordered_json config_to_json(const Config& config) {
-  Json root = Json::object();
-  each_value(config, [&](const std::string& name, const Json& value) {
+  OrderedJson root = OrderedJson::object();
+  each_value(config, [&](const std::string& name, const OrderedJson& value) {
     root[group_of(name)][leaf_of(name)] = value;
   });
   return root;
@@ -204,7 +201,7 @@ nlohmann::ordered_json config_to_json(const Config& config) {
 
 std::string config_to_yaml(const Config& config) {
   std::string text, group;
-  each_value(config, [&](const std::string& name, const Json& value) {
+  each_value(config, [&](const std::string& name, const OrderedJson& value) {
     if (group != group_of(name)) {
       group = group_of(name);
       text += fmt::format("{}{}:\n", text.empty() ? "" : "\n", group);
@@ -214,7 +211,7 @@ std::string config_to_yaml(const Config& config) {
       return;
     }
     text += "  sources:\n";
-    for (const Json& source : value) text += fmt::format("    - {}\n", yaml_value(source));
+    for (const OrderedJson& source : value) text += fmt::format("    - {}\n", yaml_value(source));
   });
   return text;
 }
@@ -222,8 +219,8 @@ std::string config_to_yaml(const Config& config) {
 std::vector<std::string> config_difference(const Config& a, const Config& b) {
   const std::string absent = "(not set)";
   std::map<std::string, std::string> in_a, in_b;
-  each_value(a, [&](const std::string& name, const Json& v) { in_a[name] = yaml_value(v); });
-  each_value(b, [&](const std::string& name, const Json& v) { in_b[name] = yaml_value(v); });
+  each_value(a, [&](const std::string& name, const OrderedJson& v) { in_a[name] = yaml_value(v); });
+  each_value(b, [&](const std::string& name, const OrderedJson& v) { in_b[name] = yaml_value(v); });
   const auto find = [&](const auto& values, const std::string& name) {
     const auto found = values.find(name);
     return found == values.end() ? absent : found->second;
@@ -272,10 +269,10 @@ std::string config_reference_markdown() {
 }
 
 nlohmann::ordered_json config_json_schema() {
-  Json groups = Json::object();
-  const auto add = [&](const std::string& name, const Json& schema) {
-    Json& group = groups[group_of(name)];
-    if (group.is_null()) group = object_schema(Json::object());
+  OrderedJson groups = OrderedJson::object();
+  const auto add = [&](const std::string& name, const OrderedJson& schema) {
+    OrderedJson& group = groups[group_of(name)];
+    if (group.is_null()) group = object_schema(OrderedJson::object());
     group["properties"][leaf_of(name)] = schema;
   };
   const Config config = defaults();
@@ -284,16 +281,16 @@ nlohmann::ordered_json config_json_schema() {
       for (const ModelField& field : model_fields()) add(field.key.name, field_schema(field));
       return;
     }
-    Json schema = value_schema(key, member);
+    OrderedJson schema = value_schema(key, member);
     schema["description"] = key.help;
     schema["default"] = to_json(member);
     add(key.name, schema);
   });
   // Empty texts count as not given.
-  const Json given = {{"minLength", 1}};
+  const OrderedJson given = {{"minLength", 1}};
   groups["model"]["not"] = {{"required", {"preset", "hf_config"}},
                             {"properties", {{"preset", given}, {"hf_config", given}}}};
-  Json schema = object_schema(groups);
+  OrderedJson schema = object_schema(groups);
   schema["$schema"] = "https://json-schema.org/draft/2020-12/schema";
   schema["title"] = "Maniple configuration";
   return schema;

@@ -42,6 +42,9 @@ struct Key {
   std::string help;
 };
 
+inline std::string group_of(const std::string& name) { return name.substr(0, name.find('.')); }
+inline std::string leaf_of(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
 // The keys of one entry of data.sources. `visit(const Key&, member&)` is called once a key.
 template <typename Source, typename Visitor>
 void describe_source(Source& s, Visitor&& visit) {

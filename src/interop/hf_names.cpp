@@ -13,11 +13,6 @@ constexpr const char* kRouter = "mlp.gate.weight";
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
-bool ends_with(const std::string& text, const std::string& tail) {
-  return text.size() >= tail.size() &&
-         text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
-}
-
 void add_gated(const std::string& prefix, int64_t hidden, int64_t width,
                std::vector<NamedShape>& out) {
   out.push_back({prefix + "gate_proj.weight", {width, hidden}});
@@ -124,7 +119,7 @@ void check_tensor(const HubTensors& folder, const std::string& parameter,
 
 // The name of the whole parameter as transformers 5 holds it in memory, and its shape there.
 NamedShape merged_tensor(const std::string& parameter, std::vector<int64_t> shape) {
-  if (ends_with(parameter, kGateUp)) shape = {shape[0], shape[1] * shape[2], shape[3]};
+  if (parameter.ends_with(kGateUp)) shape = {shape[0], shape[1] * shape[2], shape[3]};
   return {parameter, std::move(shape)};
 }
 
@@ -203,7 +198,7 @@ std::vector<std::string> unread_tensors(const HubTensors& folder, const ModelCon
   if (model.tied_head) read.insert("lm_head.weight");
   std::vector<std::string> unread;
   for (const std::string& name : folder.names())
-    if (!read.count(name) && !ends_with(name, "rotary_emb.inv_freq")) unread.push_back(name);
+    if (!read.count(name) && !name.ends_with("rotary_emb.inv_freq")) unread.push_back(name);
   return unread;
 }
 

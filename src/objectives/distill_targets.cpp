@@ -9,40 +9,40 @@
 namespace maniple {
 namespace {
 
-struct Entry {
+struct Weighted {
   int32_t id;
   double weight;
 };
 
 // One token's target; `rest` stays 0 but for the ghost class.
-struct TokenTarget {
-  std::vector<Entry> entries;
+struct WeightedTarget {
+  std::vector<Weighted> entries;
   double total = 0, rest = 0;
 };
 
-double sum_of(const std::vector<Entry>& entries) {
+double sum_of(const std::vector<Weighted>& entries) {
   double sum = 0;
-  for (const Entry& e : entries) sum += e.weight;
+  for (const Weighted& e : entries) sum += e.weight;
   return sum;
 }
 
-void divide_by_sum(std::vector<Entry>& entries) {
+void divide_by_sum(std::vector<Weighted>& entries) {
   const double sum = sum_of(entries);
-  for (Entry& e : entries) e.weight /= sum;
+  for (Weighted& e : entries) e.weight /= sum;
 }
 
 // Keeps the k largest, the smaller id of equal ones, in order of id.
-void keep_largest(std::vector<Entry>& entries, int64_t k) {
+void keep_largest(std::vector<Weighted>& entries, int64_t k) {
   if (static_cast<int64_t>(entries.size()) <= k) return;
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+  std::sort(entries.begin(), entries.end(), [](const Weighted& a, const Weighted& b) {
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
   });
   entries.resize(static_cast<size_t>(k));
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.id < b.id; });
+  std::sort(entries.begin(), entries.end(), [](const Weighted& a, const Weighted& b) { return a.id < b.id; });
 }
 
-void add_to_label(std::vector<Entry>& entries, int32_t label, double weight) {
-  for (Entry& e : entries)
+void add_to_label(std::vector<Weighted>& entries, int32_t label, double weight) {
+  for (Weighted& e : entries)
     if (e.id == label) {
       e.weight += weight;
       return;
@@ -50,9 +50,9 @@ void add_to_label(std::vector<Entry>& entries, int32_t label, double weight) {
   if (weight > 0) entries.push_back({label, weight});
 }
 
-TokenTarget token_target(const TeacherRow& row, size_t t, int32_t label, DistillVariant variant,
+WeightedTarget token_target(const TeacherRow& row, size_t t, int32_t label, DistillVariant variant,
                          const DistillConfig& config) {
-  TokenTarget out;
+  WeightedTarget out;
   for (auto i = static_cast<size_t>(row.begin[t]); i < static_cast<size_t>(row.begin[t + 1]); ++i) {
     double w = 1;
     if (variant == DistillVariant::kSampleCounts || variant == DistillVariant::kImportance)
@@ -146,7 +146,7 @@ std::string target_difference(const TargetSpec& stored, const DistillConfig& con
 
 SparseTargets sparse_targets(const std::vector<Row>& rows, const DistillConfig& config) {
   const DistillVariant variant = parse_variant(config.variant);
-  std::vector<TokenTarget> tokens;
+  std::vector<WeightedTarget> tokens;
   size_t K = 1;
   for (const Row& row : rows) {
     MANIPLE_INVARIANT(row.teacher.begin.size() == row.target.size() + 1,
@@ -170,10 +170,10 @@ SparseTargets sparse_targets(const std::vector<Row>& rows, const DistillConfig& 
   size_t at = 0;
   for (const Row& row : rows)
     for (const int32_t label : row.target) {
-      const TokenTarget& token = tokens[at];
+      const WeightedTarget& token = tokens[at];
       id[at * K] = label;
       size_t column = at * K + 1;
-      for (const Entry& e : token.entries) {
+      for (const Weighted& e : token.entries) {
         const size_t place = e.id == label ? at * K : column++;
         id[place] = e.id;
         weight[place] = e.weight;

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "core/errors.h"
+#include "core/seconds_since.h"
 #include "parallel/staged_communicator.h"
 
 namespace maniple {
@@ -74,7 +75,7 @@ class NcclHandle {
     } catch (const CommError& error) {
       abort(what, error.what());
     }
-    if (std::chrono::duration<double>(Clock::now() - start).count() > deadline_s_)
+    if (seconds_since(start) > deadline_s_)
       abort(what, fmt::format("not finished within {} s: a rank hangs or is gone", deadline_s_));
   }
   [[noreturn]] void abort(const char* what, const std::string& why) {

@@ -9,7 +9,7 @@
 namespace maniple {
 namespace {
 
-std::string_view bytes_of(const at::Tensor& host) {
+std::string_view text_of(const at::Tensor& host) {
   return {static_cast<const char*>(host.const_data_ptr()), host.nbytes()};
 }
 
@@ -18,7 +18,7 @@ std::string_view bytes_of(const at::Tensor& host) {
 uint64_t tensor_hash(const at::Tensor& t) {
   if (t.is_cuda()) return device::hash(t.detach().contiguous());
   const at::Tensor host = t.detach().cpu().contiguous();
-  const std::string_view bytes = bytes_of(host);
+  const std::string_view bytes = text_of(host);
   return message_hash({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
 }
 
@@ -34,7 +34,7 @@ Fingerprint fingerprint_of(std::string_view bytes, uint64_t key) {
 
 Fingerprint fingerprint_of(const at::Tensor& t, uint64_t key) {
   const at::Tensor host = t.detach().cpu().contiguous();
-  return fingerprint_of(bytes_of(host), key);
+  return fingerprint_of(text_of(host), key);
 }
 
 at::Tensor words_of(const Fingerprint& f) {

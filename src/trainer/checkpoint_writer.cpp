@@ -7,6 +7,7 @@
 
 #include "core/config_schema.h"
 #include "core/errors.h"
+#include "core/seconds_since.h"
 
 namespace maniple {
 namespace {
@@ -51,7 +52,7 @@ double CheckpointWriter::start(TrainedModel& model, bool with_router,
     }
     done_ = true;
   });
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return seconds_since(begin);
 }
 
 void CheckpointWriter::finish() {

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/random.h"
+#include "core/seconds_since.h"
 #include "core/signals.h"
 #include "data/teacher_store.h"
 #include "data/teacher_writers.h"
@@ -25,9 +26,6 @@ namespace maniple {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) {
-  return std::chrono::duration<double>(Clock::now() - t).count();
-}
 
 void say(const std::string& text) {
   std::fputs((text + "\n").c_str(), stdout);

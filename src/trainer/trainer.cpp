@@ -11,6 +11,7 @@
 
 #include "core/config_schema.h"
 #include "core/files.h"
+#include "core/seconds_since.h"
 #include "core/signals.h"
 #include "interop/hub_model.h"
 #include "metrics/console.h"
@@ -28,9 +29,6 @@ namespace maniple {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) {
-  return std::chrono::duration<double>(Clock::now() - t).count();
-}
 
 // mpirun gives rank 0 a pseudo-terminal even when its own output goes to a file or a pipe.
 ConsoleStyle console_style() {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/errors.h"
+#include "message_of.h"
 
 namespace maniple {
 namespace {
@@ -58,19 +59,6 @@ std::string numbered(int64_t rows, char letter) {
 }
 
 std::string string_of(const std::vector<int32_t>& ids) { return {ids.begin(), ids.end()}; }
-
-template <typename E, typename F>
-std::string message_of(F call) {
-  try {
-    call();
-  } catch (const E& error) {
-    const std::string message = error.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-    return message;
-  }
-  ADD_FAILURE() << "nothing thrown";
-  return "";
-}
 
 std::vector<Row> natural_rows(const RowSource& source) {
   std::vector<Row> rows;

@@ -12,6 +12,7 @@
 #include "core/half.h"
 #include "core/random.h"
 #include "data/taught_rows.h"
+#include "message_of.h"
 
 namespace maniple {
 namespace {
@@ -52,17 +53,6 @@ void expect_equal(const TeacherRow& a, const TeacherRow& b) {
   EXPECT_EQ(a.log_value, b.log_value);
   EXPECT_EQ(a.mass, b.mass);
   EXPECT_EQ(a.label_logp, b.label_logp);
-}
-
-template <typename ErrorType, typename Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const ErrorType& e) {
-    return e.what();
-  }
-  ADD_FAILURE() << "nothing was refused";
-  return "";
 }
 
 const TargetSpec kCounts{TargetKind::kCounts, 50};

@@ -26,7 +26,7 @@ class Jsonl : public testing::Test {
   std::string path_;
 };
 
-StepReport report(int64_t step) {
+StepReport exact_report(int64_t step) {
   StepReport r;
   r.step = step, r.loss = 0.1 + 0.2, r.grad_norm = 1, r.lr = 3e-4, r.tokens = 2048;
   r.tokens_per_s = 1e6, r.aux_loss = -0.0;
@@ -35,7 +35,7 @@ StepReport report(int64_t step) {
 
 TEST_F(Jsonl, AStepIsOneLineWithFixedKeys) {
   JsonlSink sink(path_);
-  StepReport r = report(1);
+  StepReport r = exact_report(1);
   r.z_loss = NAN;
   r.fingerprint = "00ff";
   r.extra = {{"load_max", 1.25}, {"load_min", INFINITY}};
@@ -65,13 +65,13 @@ TEST_F(Jsonl, TextsAreEscaped) {
 }
 
 TEST_F(Jsonl, OpeningAgainAppendsAndRemovesAnUnfinishedLine) {
-  { JsonlSink(path_).write(report(1)); }
+  { JsonlSink(path_).write(exact_report(1)); }
   const std::string one = read_file(path_);
   std::ofstream(path_, std::ios::app) << "{\"step\":2,\"lo" << std::string(10000, 'x');
-  { JsonlSink(path_).write(report(1)); }
+  { JsonlSink(path_).write(exact_report(1)); }
   EXPECT_EQ(read_file(path_), one + one);
   std::ofstream(path_, std::ios::trunc) << "{\"st";
-  { JsonlSink(path_).write(report(1)); }
+  { JsonlSink(path_).write(exact_report(1)); }
   EXPECT_EQ(read_file(path_), one);
 }
 
@@ -79,7 +79,7 @@ TEST_F(Jsonl, FailedWritesAreIoErrors) {
   EXPECT_THROW(JsonlSink(path_ + "/none/metrics.jsonl"), IoError);
   JsonlSink full("/dev/full");
   try {
-    full.write(report(1));
+    full.write(exact_report(1));
     FAIL();
   } catch (const IoError& e) {
     EXPECT_NE(std::string(e.what()).find("No space left"), std::string::npos) << e.what();
@@ -91,12 +91,12 @@ TEST_F(Jsonl, ResumeDropsLaterSteps) {
   EXPECT_FALSE(std::filesystem::exists(path_));
   {
     JsonlSink sink(path_);
-    for (int64_t step : {1, 2, 3}) sink.write(report(step));
+    for (int64_t step : {1, 2, 3}) sink.write(exact_report(step));
   }
   const std::string three = read_file(path_);
   {
     JsonlSink sink(path_);
-    sink.write(report(4));
+    sink.write(exact_report(4));
     sink.write(Json{{"step", 4}, {"eval_loss", 1.0}});
   }
   std::ofstream(path_, std::ios::app) << "garbage\n{\"step\":5";

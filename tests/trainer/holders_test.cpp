@@ -10,12 +10,12 @@
 namespace maniple {
 namespace {
 
-struct Layout {
+struct HoldersLayout {
   int64_t slices, ep;
   Redundancy redundancy;
 };
 
-class Holders : public testing::TestWithParam<Layout> {};
+class Holders : public testing::TestWithParam<HoldersLayout> {};
 
 TEST_P(Holders, StateDoesNotDependOnThem) {
   const auto [slices, ep, redundancy] = GetParam();
@@ -73,11 +73,11 @@ TEST_P(Holders, StateDoesNotDependOnThem) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Holders,
-                         testing::Values(Layout{2, 1, Redundancy::kShadow},
-                                         Layout{4, 1, Redundancy::kShadow},
-                                         Layout{4, 1, Redundancy::kReplicated},
-                                         Layout{4, 1, Redundancy::kNone},
-                                         Layout{2, 2, Redundancy::kShadow}));
+                         testing::Values(HoldersLayout{2, 1, Redundancy::kShadow},
+                                         HoldersLayout{4, 1, Redundancy::kShadow},
+                                         HoldersLayout{4, 1, Redundancy::kReplicated},
+                                         HoldersLayout{4, 1, Redundancy::kNone},
+                                         HoldersLayout{2, 2, Redundancy::kShadow}));
 
 // The holders of step 3 are others: what they lack is copied, what they held is dropped.
 TEST(MovingHolders, KeepTheirState) {

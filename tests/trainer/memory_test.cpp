@@ -11,15 +11,15 @@ namespace maniple {
 namespace {
 
 // Layouts with their number of ranks.
-struct Layout {
+struct MeshLayout {
   int64_t slices, tp, ep, etp;
   int ranks;
 };
-Config with_layout(Config c, const Layout& l) {
+Config with_layout(Config c, const MeshLayout& l) {
   c.parallel = {.slices = l.slices, .tp = l.tp, .ep = l.ep, .etp = l.etp};
   return c;
 }
-std::string name_of(const Layout& l) {
+std::string name_of(const MeshLayout& l) {
   return fmt::format("slices {} tp {} ep {} etp {}", l.slices, l.tp, l.ep, l.etp);
 }
 
@@ -49,8 +49,8 @@ void expect_near(const TrainedSteps& a, const TrainedSteps& b, double loss, doub
 
 TEST(Recompute, LossesAndStateKeepTheirBits) {
   for (const std::string precision : {"fp32", "bf16"})
-    for (const Layout& layout : {Layout{1, 1, 1, 1, 1}, Layout{1, 1, 2, 1, 2}, Layout{1, 2, 1, 1, 2},
-                                 Layout{1, 2, 2, 2, 4}}) {
+    for (const MeshLayout& layout : {MeshLayout{1, 1, 1, 1, 1}, MeshLayout{1, 1, 2, 1, 2}, MeshLayout{1, 2, 1, 1, 2},
+                                 MeshLayout{1, 2, 2, 2, 4}}) {
       SCOPED_TRACE(precision + " " + name_of(layout));
       Config c = with_layout(tiny_config(), layout);
       c.train.precision = precision;
@@ -84,8 +84,8 @@ TEST(Recompute, FamiliesWithDenseLayersAndBiases) {
 }
 
 TEST(AllGather, AgreesWithAllToAll) {
-  for (const Layout& layout :
-       {Layout{1, 1, 2, 1, 2}, Layout{1, 2, 2, 2, 4}, Layout{1, 1, 1, 2, 2}, Layout{1, 2, 4, 1, 4}}) {
+  for (const MeshLayout& layout :
+       {MeshLayout{1, 1, 2, 1, 2}, MeshLayout{1, 2, 2, 2, 4}, MeshLayout{1, 1, 1, 2, 2}, MeshLayout{1, 2, 4, 1, 4}}) {
     SCOPED_TRACE(name_of(layout));
     Config c = with_layout(tiny_config(), layout);
     c.train.precision = "fp64";
@@ -123,7 +123,7 @@ TEST(Capacity, DispatchersAndLayoutsAgree) {
     }
     c.train.recompute = true;
     expect_same_bits(one, train_steps(c, 1));
-    for (const Layout& layout : {Layout{1, 1, 2, 1, 2}, Layout{2, 1, 1, 1, 2}, Layout{1, 1, 1, 2, 2}}) {
+    for (const MeshLayout& layout : {MeshLayout{1, 1, 2, 1, 2}, MeshLayout{2, 1, 1, 1, 2}, MeshLayout{1, 1, 1, 2, 2}}) {
       SCOPED_TRACE(name_of(layout));
       const Config there = with_layout(c, layout);
       const TrainedSteps all_to_all = train_steps(there, layout.ranks);

@@ -56,12 +56,12 @@ class Deferred : public Communicator {
   std::atomic<int>& sums_;
 };
 
-struct Layout {
+struct OverlapLayout {
   int64_t slices, ep;
   bool recompute;
 };
 
-class Overlap : public testing::TestWithParam<Layout> {};
+class Overlap : public testing::TestWithParam<OverlapLayout> {};
 
 TEST_P(Overlap, ChangesNoBit) {
   const auto [slices, ep, recompute] = GetParam();
@@ -143,8 +143,8 @@ TEST(BrokenLinks, LeaveNoSumUnderWay) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Overlap,
-                         testing::Values(Layout{2, 1, false}, Layout{4, 1, true},
-                                         Layout{1, 2, false}, Layout{2, 2, true}));
+                         testing::Values(OverlapLayout{2, 1, false}, OverlapLayout{4, 1, true},
+                                         OverlapLayout{1, 2, false}, OverlapLayout{2, 2, true}));
 
 }  // namespace
 }  // namespace maniple

@@ -10,11 +10,11 @@
 namespace maniple {
 namespace {
 
-constexpr double kForEver = 600;
+constexpr double kLongAfter = 600;
 
 using Members = std::vector<std::unique_ptr<TestMember>>;
 
-std::unique_ptr<Communicator> join_nccl(TestMember& member, double deadline_s = kForEver) {
+std::unique_ptr<Communicator> join_nccl(TestMember& member, double deadline_s = kLongAfter) {
   return make_nccl_communicator(std::make_unique<TcpCommunicator>(*member.links, TcpOptions{}), deadline_s);
 }
 
@@ -104,7 +104,7 @@ TEST(NcclBetweenSlices, AFailureEndsTheLinksSoThatAllHearOfIt) {
   Members members = make_members(3);
   begin_epoch(members, 1);
   in_threads(3, [&](int i) {
-    const auto slices = join_nccl(*members[i], i == 0 ? 0.3 : kForEver);
+    const auto slices = join_nccl(*members[i], i == 0 ? 0.3 : kLongAfter);
     at::Tensor t = on_gpu(numbers(4, i));
     if (i == 2) {  // hangs; hears nothing by NCCL
       wait_until([&] { return !members[2]->links->broken().empty(); });
