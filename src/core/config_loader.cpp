@@ -101,7 +101,6 @@ bool within(const Rule& rule, double value) {
          (rule.below_max ? value < rule.max : value <= rule.max);
 }
 
-
 // All names, "group.key", in the order of the table.
 std::vector<std::string> all_keys() {
   std::vector<std::string> names;

@@ -57,8 +57,10 @@ class SshHosts(network.Network):
         # sshd wants a folder in /run; that of the machine is left alone.
         command = (f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && "
                    f"exec {shutil.which('sshd', path=PATH)} -D -f {self.folder}/server -E {self.folder}/{host}.log")
-        self.servers[host] = subprocess.Popen(["ip", "netns", "exec", host, "sh", "-c", command])
         log = f"{self.folder}/{host}.log"
+        if os.path.exists(log):  # of the time before the power went
+            os.remove(log)
+        self.servers[host] = subprocess.Popen(["ip", "netns", "exec", host, "sh", "-c", command])
         until = time.monotonic() + 10
         while not (os.path.exists(log) and "listening" in open(log).read()):
             if self.servers[host].poll() is not None or time.monotonic() > until:
