@@ -11,21 +11,26 @@
 namespace maniple {
 namespace {
 
-constexpr int64_t kRows = 128;       // of c per task
-constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a panel fits in L1
+constexpr int64_t kRows = 128;         // of c per task
+constexpr int64_t kMaxPanels = 32;     // of c per task
+constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a part of a panel stays in L1
+constexpr int64_t kSlabBytes = 4096;   // of k per pass over the panels: the rows of a task stay in L2
 
-template <typename T>
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// S: type of a and b; T: that in which they are multiplied.
+template <typename S, typename T>
 struct Problem {
-  View<T> a, b;
+  View<S> a, b;
   void* c;
   int64_t ldc;
   bool c_is_float, accumulate;
   int64_t M, N, K, padded_k;
-  bool pack_rows;  // a is transposed or its depth is padded
+  bool pack_rows;  // a is transposed, or widened, or its depth is padded
   T* panels = nullptr;
 
-  int64_t num_panels() const { return (N + kPanel - 1) / kPanel; }
-  int64_t num_blocks() const { return (M + kRows - 1) / kRows; }
+  int64_t num_panels() const { return ceil_div(N, kPanel); }
+  int64_t num_blocks() const { return ceil_div(M, kRows); }
   int64_t packed_size() const { return num_panels() * kPanel * padded_k; }
 };
 
@@ -34,50 +39,61 @@ View<T> view_of(const at::Tensor& t) {
   return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1)};
 }
 
-template <typename T>
-Problem<T> make_problem(const Product& p) {
-  Problem<T> q{view_of<T>(p.a), view_of<T>(p.b), p.c.data_ptr(), p.c.stride(0),
-               p.c.scalar_type() == at::kFloat, p.accumulate,
-               p.a.size(0), p.b.size(1), p.a.size(1), 0, false};
+template <typename S, typename T>
+Problem<S, T> make_problem(const Product& p) {
+  Problem<S, T> q{view_of<S>(p.a), view_of<S>(p.b), p.c.data_ptr(), p.c.stride(0),
+                  p.c.scalar_type() == at::kFloat, p.accumulate,
+                  p.a.size(0), p.b.size(1), p.a.size(1), 0, false};
   if (q.M == 1) q.a.row = q.K;  // strides of dims of one element mean nothing
   if (q.K == 1) q.a.column = 1;
-  q.pack_rows = q.a.column != 1 || (sizeof(T) == 2 && q.K % 2);
+  q.pack_rows = !std::is_same_v<S, T> || q.a.column != 1 || (sizeof(T) == 2 && q.K % 2);
   // Depths that vary from call to call (tokens) are rounded up, so that few kernels are made.
   q.padded_k = q.pack_rows ? round_up(q.K, 32) : q.K;
   return q;
 }
 
-// Rows [row, row + kRows) and panels [first, last) of a problem.
-template <typename T>
-void compute_block(const Problem<T>& p, int64_t row, int64_t first, int64_t last) {
+// Rows [row, row + kRows) and panels [first, last) of a problem: slab after slab of the depth, so that
+// the rows' part of it stays in the cache for all panels. Sums of panels that c cannot hold directly
+// (it is rounded, or the block is smaller than whole tiles) are kept in tiles until the last slab.
+template <typename S, typename T>
+void compute_block(const Problem<S, T>& p, int64_t row, int64_t first, int64_t last) {
   const int64_t M = std::min(kRows, p.M - row), padded_m = round_up(M, 16);
-  const int64_t depth = kDepthBytes / static_cast<int64_t>(sizeof(T));
-  const T* a = p.a.data + row * p.a.row;
+  constexpr int64_t kDepth = kDepthBytes / sizeof(T), kSlab = kSlabBytes / sizeof(T);
+  const bool pack = p.pack_rows || M != padded_m, whole_rows = p.c_is_float && M == padded_m;
   Scratch scratch;
-  int64_t lda = p.a.row;
-  if (p.pack_rows || M != padded_m) {  // whole tiles of 16 rows
-    T* packed = scratch.take<T>(padded_m * p.padded_k);
-    pack_a(View<T>{a, p.a.row, p.a.column}, M, p.K, padded_m, p.padded_k, packed);
-    a = packed;
-    lda = p.padded_k;
-  }
-  auto* tile = scratch.take<float>(kRows * kPanel);
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t column = panel * kPanel, N = std::min(kPanel, p.N - column);
-    const bool direct = p.c_is_float && M == padded_m && N == kPanel;
-    float* out = direct ? static_cast<float*>(p.c) + row * p.ldc + column : tile;
-    const T* b = p.panels + panel * kPanel * p.padded_k;
-    for (int64_t k = 0; k < p.padded_k; k += depth)
-      brgemm(padded_m, std::min(depth, p.padded_k - k), lda, direct ? p.ldc : kPanel,
-             k > 0 || (direct && p.accumulate), a + k, b + k * kPanel, out);
-    if (direct) continue;
-    if (p.c_is_float)
-      with_isa([&](auto bodies) { bodies.template store_tile<float>(static_cast<const float*>(tile), M, N,
-                                 static_cast<float*>(p.c) + row * p.ldc + column, p.ldc, p.accumulate); });
-    else
-      with_isa([&](auto bodies) { bodies.template store_tile<bf16_t>(static_cast<const float*>(tile), M, N,
-                                  static_cast<bf16_t*>(p.c) + row * p.ldc + column, p.ldc,
-                                  p.accumulate); });
+  T* packed = pack ? scratch.take<T>(padded_m * std::min(kSlab, p.padded_k)) : nullptr;
+  const bool one_slab = p.padded_k <= kSlab;
+  auto* tiles = scratch.take<float>((one_slab ? 1 : last - first) * kRows * kPanel);
+  for (int64_t slab = 0; slab < p.padded_k; slab += kSlab) {
+    const int64_t end = std::min(p.padded_k, slab + kSlab);
+    const View<S> rows{p.a.data + row * p.a.row + slab * p.a.column, p.a.row, p.a.column};
+    const T* a = nullptr;
+    int64_t lda = end - slab;
+    if (pack) {
+      pack_a(rows, M, std::min(p.K, end) - slab, padded_m, lda, packed);
+      a = packed;
+    } else if constexpr (std::is_same_v<S, T>) {
+      a = rows.data;
+      lda = rows.row;
+    }
+    for (int64_t panel = first; panel < last; ++panel) {
+      const int64_t column = panel * kPanel, N = std::min(kPanel, p.N - column);
+      const bool direct = whole_rows && N == kPanel;
+      float* tile = tiles + (one_slab ? 0 : panel - first) * kRows * kPanel;
+      float* out = direct ? static_cast<float*>(p.c) + row * p.ldc + column : tile;
+      const T* b = p.panels + panel * kPanel * p.padded_k;
+      for (int64_t k = slab; k < end; k += kDepth)
+        brgemm(padded_m, std::min(kDepth, end - k), lda, direct ? p.ldc : kPanel,
+               k > 0 || (direct && p.accumulate), a + (k - slab), b + k * kPanel, out);
+      if (direct || end < p.padded_k) continue;
+      auto store = [&]<typename C>(C* c) {
+        with_isa([&](auto bodies) {
+          bodies.template store_tile<C>(static_cast<const float*>(tile), M, N, c + row * p.ldc + column,
+                                        p.ldc, p.accumulate);
+        });
+      };
+      p.c_is_float ? store(static_cast<float*>(p.c)) : store(static_cast<bf16_t*>(p.c));
+    }
   }
 }
 
@@ -91,9 +107,9 @@ struct TaskList {
   }
 };
 
-template <typename T>
+template <typename S, typename T>
 void multiply_packed(const std::vector<Product>& products) {
-  std::vector<Problem<T>> problems;
+  std::vector<Problem<S, T>> problems;
   int64_t packed = 0, blocks = 0;
   for (const Product& p : products) {
     if (p.a.size(0) == 0 || p.b.size(1) == 0) continue;
@@ -101,7 +117,7 @@ void multiply_packed(const std::vector<Product>& products) {
       if (!p.accumulate) at::Tensor(p.c).zero_();
       continue;
     }
-    problems.push_back(make_problem<T>(p));
+    problems.push_back(make_problem<S, T>(p));
     packed += problems.back().packed_size();
     blocks += problems.back().num_blocks();
   }
@@ -112,23 +128,24 @@ void multiply_packed(const std::vector<Product>& products) {
   TaskList packing, computing;
   const int64_t wanted = 4 * at::get_num_threads();
   std::vector<int64_t> groups;  // of panels, per problem: enough tasks for all threads
-  for (Problem<T>& p : problems) {
+  for (Problem<S, T>& p : problems) {
     p.panels = next;
     next += p.packed_size();
     packing.add(p.num_panels());
-    groups.push_back(std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, p.num_panels()));
+    const int64_t enough = std::max(ceil_div(wanted, blocks), ceil_div(p.num_panels(), kMaxPanels));
+    groups.push_back(std::min(enough, p.num_panels()));
     computing.add(p.num_blocks() * groups.back());
   }
   parallel_tasks(packing.begin.back(), [&](int64_t task) {
     const auto [i, panel] = packing.find(task);
-    const Problem<T>& p = problems[i];
+    const Problem<S, T>& p = problems[i];
     const int64_t column = panel * kPanel;
-    pack_b(View<T>{p.b.data + column * p.b.column, p.b.row, p.b.column}, p.K,
+    pack_b(View<S>{p.b.data + column * p.b.column, p.b.row, p.b.column}, p.K,
            std::min(kPanel, p.N - column), p.padded_k, p.panels + panel * kPanel * p.padded_k);
   });
   parallel_tasks(computing.begin.back(), [&](int64_t task) {
     const auto [i, rest] = computing.find(task);
-    const Problem<T>& p = problems[i];
+    const Problem<S, T>& p = problems[i];
     const int64_t n = p.num_panels(), g = groups[i], group = rest % g;
     compute_block(p, rest / g * kRows, group * n / g, (group + 1) * n / g);
     release_microkernel<T>();
@@ -159,30 +176,25 @@ void multiply_reference(const Product& p) {
   }
 }
 
-// For processors without instructions for bf16, where the libraries need three times as long.
-std::vector<Product> in_fp32(const std::vector<Product>& products) {
-  std::vector<Product> wide;
-  for (const Product& p : products)
-    wide.push_back({p.a.to(at::kFloat), p.b.to(at::kFloat), p.c, p.accumulate});
-  return wide;
-}
-
 }  // namespace
 
 void multiply(const std::vector<Product>& products) {
   if (products.empty()) return;
   for (const Product& p : products) check(p);
-  if (products[0].a.is_cpu() && needs_fp32(products[0].a.scalar_type()))
-    return multiply(in_fp32(products));
-  bool own = products[0].a.is_cpu() && has_microkernel(products[0].a.scalar_type());
+  const auto type = products[0].a.scalar_type();
+  // Without instructions for bf16 the libraries need three times as long as in fp32.
+  const bool widen = needs_fp32(type);
+  bool own = products[0].a.is_cpu() && has_microkernel(widen ? at::kFloat : type);
   for (const Product& p : products)
     own = own && unit_stride(p.a) && unit_stride(p.b) && p.c.stride(1) == 1;
   if (!own)
     for (const Product& p : products) multiply_reference(p);
-  else if (products[0].a.scalar_type() == at::kFloat)
-    multiply_packed<float>(products);
+  else if (type == at::kFloat)
+    multiply_packed<float, float>(products);
+  else if (widen)
+    multiply_packed<bf16_t, float>(products);
   else
-    multiply_packed<bf16_t>(products);
+    multiply_packed<bf16_t, bf16_t>(products);
 }
 
 }  // namespace maniple

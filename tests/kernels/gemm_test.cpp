@@ -42,6 +42,23 @@ TEST_P(Gemm, EqualsTheExactProductForAllShapesAndLayouts) {
         }
 }
 
+// More than one slab of the depth (1,024 fp32, 2,048 bf16), more panels than a task takes.
+TEST_P(Gemm, DeepAndWideProducts) {
+  using Shape = std::array<int64_t, 3>;
+  for (const auto [M, N, K] : {Shape{130, 200, 2100}, {128, 64, 4096}, {20, 2112, 2049}})
+    for (int layout = 0; layout < 4; ++layout) {
+      const at::Tensor a = operand(M, K, GetParam(), layout & 1, 1);
+      const at::Tensor b = operand(K, N, GetParam(), layout & 2, 2);
+      at::Tensor c = at::full({M, N}, 7, a.options());
+      multiply(a, b, c);
+      const at::Tensor once = exact(a, b).to(GetParam());
+      ASSERT_TRUE(at::equal(c, once)) << M << " " << N << " " << K << " " << layout;
+      multiply_add(a, b, c);
+      const at::Tensor twice = (once.to(at::kDouble) + exact(a, b)).to(GetParam());
+      ASSERT_TRUE(at::equal(c, twice)) << M << " " << N << " " << K << " " << layout;
+    }
+}
+
 TEST_P(Gemm, WritesOnlyItsPartOfALargerMatrix) {
   at::Tensor whole = at::full({40, 200}, 7, at::TensorOptions(GetParam()));
   const at::Tensor a = operand(20, 64, GetParam(), false, 1), b = operand(64, 100, GetParam(), true, 2);
