@@ -4,6 +4,7 @@
 // widened to fp32 on the way for processors without a microkernel for it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -153,8 +154,12 @@ void pack_b(View<S> b, int64_t K, int64_t N, int64_t padded_k, T* out) {
 #if MANIPLE_X86
   if (isa() == Isa::kAvx512) {
     k_done = sizeof(T) == 2 ? K / 2 * 2 : K;
-    for (; n + 16 <= N; n += 16)
-      pack_b16(View<S>{b.data + n * b.column, b.row, b.column}, k_done, out + panel_index<T>(0, n));
+    // A few whole rows of the panel at a time: reading 16 columns to the end costs 4 % of a product.
+    const int64_t rows = b.column == 1 ? 32 : k_done;
+    for (int64_t k = 0; k < k_done; k += rows)
+      for (n = 0; n + 16 <= N; n += 16)
+        pack_b16(View<S>{b.data + k * b.row + n * b.column, b.row, b.column},
+                 std::min(rows, k_done - k), out + panel_index<T>(k, n));
     for (int64_t k = k_done; k < K; ++k)
       for (int64_t i = 0; i < n; ++i)
         out[panel_index<T>(k, i)] = to_type<T>(b.data[k * b.row + i * b.column]);
