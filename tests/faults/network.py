@@ -4,6 +4,7 @@ be closed. Nothing outside these namespaces is touched; all are deleted at the e
   with Network(4) as network:
       network.hosts            names, for elastic.hosts
       network.cut(network.hosts[0]) ... network.heal(network.hosts[0])"""
+import contextlib
 import os
 import shutil
 import signal
@@ -41,25 +42,32 @@ class Network:
         self.off = tempfile.mkdtemp(prefix="maniple-off-")  # a file for each host without power
 
     def __enter__(self):
-        ip("netns", "add", self.switch)
+        with contextlib.ExitStack() as undo:
+            self._start(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._undo.close()
+
+    def _start(self, undo):
+        undo.callback(shutil.rmtree, self.off)
+        self._add_namespace(self.switch, undo)
         ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         ip("-n", self.switch, "link", "set", "bridge", "up")
         self.ports = {host: f"port-{i}" for i, host in enumerate([self.head, *self.hosts])}
         self.addresses = {host: f"10.77.0.{i + 1}" for i, host in enumerate(self.ports)}
         for host in self.ports:
-            ip("netns", "add", host)
+            self._add_namespace(host, undo)
         if self.slow:
-            self.cables = SlowCables([((host, "eth0"), (self.switch, port)) for host, port in self.ports.items()])
+            cables = SlowCables([((host, "eth0"), (self.switch, port)) for host, port in self.ports.items()])
+            undo.callback(cables.close)
         for host in self.ports:
             self._plug_in(host)
-        return self
 
-    def __exit__(self, *_):
-        if self.slow:
-            self.cables.close()
-        for name in [*self.hosts, self.head, self.switch]:
-            subprocess.run(["ip", "netns", "del", name])
-        shutil.rmtree(self.off)
+    def _add_namespace(self, name, undo):
+        ip("netns", "add", name)
+        undo.callback(subprocess.run, ["ip", "netns", "del", name])
 
     def _plug_in(self, host):
         port = self.ports[host]
