@@ -219,7 +219,8 @@ Beginning after(const History& last, Step start, uint32_t num_slots) {
       fmt::print("slice {} was quarantined: it must pass its burn-in first\n", slice);
       beginning.burn_in.push_back(slice);
     } else if (slot.strikes > 0) {
-      fmt::print("slice {} has given {} wrong results before\n", slice, slot.strikes);
+      fmt::print("slice {} has given {} wrong result{} before\n", slice, slot.strikes,
+                 slot.strikes == 1 ? "" : "s");
       beginning.strikes[slice] = slot.strikes;
     }
   }
