@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kRows = 128;         // of c per task
 constexpr int64_t kMaxPanels = 32;     // of c per task
+constexpr int64_t kWaveBytes = 16 << 20;  // of panels that are packed at a time, about
 constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a part of a panel stays in L1
 constexpr int64_t kSlabBytes = 4096;   // of k per pass over the panels: the rows of a task stay in L2
 
@@ -32,6 +33,13 @@ struct Problem {
   int64_t num_panels() const { return ceil_div(N, kPanel); }
   int64_t num_blocks() const { return ceil_div(M, kRows); }
   int64_t packed_size() const { return num_panels() * kPanel * padded_k; }
+  Problem columns(int64_t first, int64_t n) const {
+    Problem part = *this;
+    part.b.data += first * b.column;
+    part.c = static_cast<char*>(c) + first * static_cast<int64_t>(c_is_float ? sizeof(float) : sizeof(bf16_t));
+    part.N = n;
+    return part;
+  }
 };
 
 template <typename T>
@@ -101,55 +109,89 @@ void compute_block(const Problem<S, T>& p, int64_t row, int64_t first, int64_t l
 struct TaskList {
   std::vector<int64_t> begin{0};
   void add(int64_t tasks) { begin.push_back(begin.back() + tasks); }
+  int64_t size() const { return begin.back(); }
   std::pair<size_t, int64_t> find(int64_t task) const {
     const auto it = std::upper_bound(begin.begin(), begin.end(), task) - 1;
     return {static_cast<size_t>(it - begin.begin()), task - *it};
   }
 };
 
+// Problems of at most kMaxPanels panels whose panels are in memory at the same time.
 template <typename S, typename T>
-void multiply_packed(const std::vector<Product>& products) {
+struct Wave {
   std::vector<Problem<S, T>> problems;
-  int64_t packed = 0, blocks = 0;
+  int64_t packed = 0;
+  TaskList packing, computing;
+  std::vector<int64_t> groups;  // of panels, per problem: enough tasks for all threads
+
+  void plan(T* memory) {
+    int64_t blocks = 0;
+    for (const auto& p : problems) blocks += p.num_blocks();
+    for (auto& p : problems) {
+      p.panels = memory;
+      memory += p.packed_size();
+      packing.add(p.num_panels());
+      groups.push_back(std::min(ceil_div(4 * at::get_num_threads(), blocks), p.num_panels()));
+      computing.add(p.num_blocks() * groups.back());
+    }
+  }
+  void pack(int64_t task) const {
+    const auto [i, panel] = packing.find(task);
+    const auto& p = problems[i];
+    const int64_t column = panel * kPanel;
+    pack_b(View<S>{p.b.data + column * p.b.column, p.b.row, p.b.column}, p.K,
+           std::min(kPanel, p.N - column), p.padded_k, p.panels + panel * kPanel * p.padded_k);
+  }
+  void compute(int64_t task) const {
+    const auto [i, rest] = computing.find(task);
+    const auto& p = problems[i];
+    const int64_t n = p.num_panels(), g = groups[i], group = rest % g;
+    compute_block(p, rest / g * kRows, group * n / g, (group + 1) * n / g);
+    release_microkernel<T>();
+  }
+};
+
+template <typename S, typename T>
+std::vector<Wave<S, T>> make_waves(const std::vector<Product>& products) {
+  std::vector<Wave<S, T>> waves;
   for (const Product& p : products) {
     if (p.a.size(0) == 0 || p.b.size(1) == 0) continue;
     if (p.a.size(1) == 0) {
       if (!p.accumulate) at::Tensor(p.c).zero_();
       continue;
     }
-    problems.push_back(make_problem<S, T>(p));
-    packed += problems.back().packed_size();
-    blocks += problems.back().num_blocks();
+    const auto whole = make_problem<S, T>(p);
+    constexpr int64_t kColumns = kMaxPanels * kPanel;
+    for (int64_t column = 0; column < whole.N; column += kColumns) {
+      const auto part = whole.columns(column, std::min(kColumns, whole.N - column));
+      const int64_t most = kWaveBytes / static_cast<int64_t>(sizeof(T));
+      if (waves.empty() || waves.back().packed + part.packed_size() > most) waves.emplace_back();
+      waves.back().problems.push_back(part);
+      waves.back().packed += part.packed_size();
+    }
   }
-  if (problems.empty()) return;
-  const at::Tensor memory = at::empty(
-      {packed}, at::TensorOptions(sizeof(T) == 2 ? at::kBFloat16 : at::kFloat));
-  auto* next = static_cast<T*>(memory.data_ptr());
-  TaskList packing, computing;
-  const int64_t wanted = 4 * at::get_num_threads();
-  std::vector<int64_t> groups;  // of panels, per problem: enough tasks for all threads
-  for (Problem<S, T>& p : problems) {
-    p.panels = next;
-    next += p.packed_size();
-    packing.add(p.num_panels());
-    const int64_t enough = std::max(ceil_div(wanted, blocks), ceil_div(p.num_panels(), kMaxPanels));
-    groups.push_back(std::min(enough, p.num_panels()));
-    computing.add(p.num_blocks() * groups.back());
+  return waves;
+}
+
+// Wave after wave; threads that find nothing left to multiply pack the next one.
+template <typename S, typename T>
+void multiply_packed(const std::vector<Product>& products) {
+  auto waves = make_waves<S, T>(products);
+  if (waves.empty()) return;
+  int64_t room = 0;
+  for (const auto& wave : waves) room = std::max(room, wave.packed);
+  const at::Tensor memory = at::empty({waves.size() > 1 ? 2 * room : room},
+                                      at::TensorOptions(sizeof(T) == 2 ? at::kBFloat16 : at::kFloat));
+  for (size_t w = 0; w < waves.size(); ++w)
+    waves[w].plan(static_cast<T*>(memory.data_ptr()) + static_cast<int64_t>(w % 2) * room);
+  parallel_tasks(waves[0].packing.size(), [&](int64_t task) { waves[0].pack(task); });
+  for (size_t w = 0; w < waves.size(); ++w) {
+    const int64_t now = waves[w].computing.size();
+    const int64_t next = w + 1 < waves.size() ? waves[w + 1].packing.size() : 0;
+    parallel_tasks(now + next, [&](int64_t task) {
+      task < now ? waves[w].compute(task) : waves[w + 1].pack(task - now);
+    });
   }
-  parallel_tasks(packing.begin.back(), [&](int64_t task) {
-    const auto [i, panel] = packing.find(task);
-    const Problem<S, T>& p = problems[i];
-    const int64_t column = panel * kPanel;
-    pack_b(View<S>{p.b.data + column * p.b.column, p.b.row, p.b.column}, p.K,
-           std::min(kPanel, p.N - column), p.padded_k, p.panels + panel * kPanel * p.padded_k);
-  });
-  parallel_tasks(computing.begin.back(), [&](int64_t task) {
-    const auto [i, rest] = computing.find(task);
-    const Problem<S, T>& p = problems[i];
-    const int64_t n = p.num_panels(), g = groups[i], group = rest % g;
-    compute_block(p, rest / g * kRows, group * n / g, (group + 1) * n / g);
-    release_microkernel<T>();
-  });
 }
 
 void check(const Product& p) {

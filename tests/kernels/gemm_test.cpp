@@ -84,6 +84,19 @@ TEST_P(Gemm, ManyProductsAtOnceWithEmptyOnes) {
     EXPECT_TRUE(at::equal(p.c, exact(p.a, p.b).add(p.accumulate ? 7 : 0).to(GetParam())));
 }
 
+// Panels of more than 16 MiB are packed in waves; one product is in several.
+TEST_P(Gemm, ManyWideProductsAtOnce) {
+  std::vector<Product> products;
+  for (int64_t i = 0; i < 5; ++i) {
+    const at::Tensor a = operand(20 + i, 1024, GetParam(), false, i);
+    const at::Tensor b = operand(1024, 2200 + 100 * i, GetParam(), i % 2, i + 1);
+    products.push_back({a, b, at::full({a.size(0), b.size(1)}, 7, a.options()), i == 3});
+  }
+  multiply(products);
+  for (const Product& p : products)
+    EXPECT_TRUE(at::equal(p.c, exact(p.a, p.b).add(p.accumulate ? 7 : 0).to(GetParam())));
+}
+
 TEST_P(Gemm, ThreadsDoNotChangeBits) {
   const auto options = at::TensorOptions(GetParam());
   at::manual_seed(3);
