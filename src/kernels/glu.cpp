@@ -24,15 +24,15 @@ void forward(const at::Tensor& h, const at::Tensor& weight, at::Tensor& y) {
 }
 
 template <typename T, Activation A>
-void backward(const at::Tensor& dy, const at::Tensor& h, const at::Tensor& weight, GluGradients& out) {
+void backward(const at::Tensor& dy, at::Tensor& h, const at::Tensor& weight, at::Tensor& dweight) {
   const int64_t N = h.size(0), F = h.size(1) / 2;
-  const auto *g = static_cast<const T*>(dy.const_data_ptr()), *from = static_cast<const T*>(h.const_data_ptr());
-  auto* dh = static_cast<T*>(out.h.data_ptr());
+  const auto* g = static_cast<const T*>(dy.const_data_ptr());
+  auto* at_row = static_cast<T*>(h.data_ptr());
   const float* p = weight.defined() ? weight.const_data_ptr<float>() : nullptr;
-  float* dp = p ? out.weight.data_ptr<float>() : nullptr;
+  float* dp = p ? dweight.data_ptr<float>() : nullptr;
   parallel_ranges(N, kGroupRows, [&](int64_t begin, int64_t end) {
-    with_isa([&](auto bodies) { bodies.template backward_rows<T, A>(g + begin * F, from + begin * 2 * F, p ? p + begin : nullptr,
-                                 dh + begin * 2 * F, dp ? dp + begin : nullptr, end - begin, F); });
+    with_isa([&](auto bodies) { bodies.template backward_rows<T, A>(g + begin * F, at_row + begin * 2 * F, p ? p + begin : nullptr,
+                                 dp ? dp + begin : nullptr, end - begin, F); });
   });
 }
 
@@ -66,27 +66,27 @@ at::Tensor glu_forward(Activation activation, const at::Tensor& h, const at::Ten
   return weight.defined() ? (a * weight.unsqueeze(1)).to(h.scalar_type()) : a;
 }
 
-GluGradients glu_backward(Activation activation, const at::Tensor& dy, const at::Tensor& h,
-                          const at::Tensor& weight) {
-  const int64_t N = h.size(0), F = h.size(1) / 2;
-  GluGradients out{at::empty_like(h), {}};
+at::Tensor glu_backward(Activation activation, const at::Tensor& dy, at::Tensor h,
+                        const at::Tensor& weight) {
+  const int64_t F = h.size(1) / 2;
+  at::Tensor dweight;
   if (runs_fused(h)) {
-    if (weight.defined()) out.weight = at::empty({N}, weight.options());
+    if (weight.defined()) dweight = at::empty({h.size(0)}, weight.options());
     with_kinds(h.scalar_type(), activation,
-               [&]<typename T, Activation A>() { backward<T, A>(dy, h, weight, out); });
-    return out;
+               [&]<typename T, Activation A>() { backward<T, A>(dy, h, weight, dweight); });
+    return dweight;
   }
   const at::Tensor gate = h.narrow(1, 0, F), up = h.narrow(1, F, F), act = activate(activation, gate);
   at::Tensor da = dy;
   if (weight.defined()) {
-    out.weight = (dy.to(weight.scalar_type()) * (act * up).to(weight.scalar_type())).sum(1);
+    dweight = (dy.to(weight.scalar_type()) * (act * up).to(weight.scalar_type())).sum(1);
     da = (dy * weight.unsqueeze(1)).to(h.scalar_type());
   }
   const at::Tensor dact = da * up;
-  out.h.narrow(1, 0, F).copy_(activation == Activation::kSilu ? at::silu_backward(dact, gate)
-                                                              : at::gelu_backward(dact, gate, "tanh"));
-  out.h.narrow(1, F, F).copy_(da * act);
-  return out;
+  up.copy_(da * act);
+  gate.copy_(activation == Activation::kSilu ? at::silu_backward(dact, gate)
+                                             : at::gelu_backward(dact, gate, "tanh"));
+  return dweight;
 }
 
 }  // namespace maniple

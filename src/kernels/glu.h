@@ -14,11 +14,9 @@ at::Tensor activate(Activation activation, const at::Tensor& x);
 // weight_n act(gate) up [N, F]; weight_N (accumulation type) may be undefined: 1.
 at::Tensor glu_forward(Activation activation, const at::Tensor& h, const at::Tensor& weight_N);
 
-struct GluGradients {
-  at::Tensor h;       // [N, 2F], as h
-  at::Tensor weight;  // [N], accumulation type; undefined without a weight
-};
-GluGradients glu_backward(Activation activation, const at::Tensor& dy_NF, const at::Tensor& h,
-                          const at::Tensor& weight_N);
+// Backward. Replaces h by its gradient; returns that of the weight [N], accumulation type, undefined
+// without a weight.
+at::Tensor glu_backward(Activation activation, const at::Tensor& dy_NF, at::Tensor h,
+                        const at::Tensor& weight_N);
 
 }  // namespace maniple

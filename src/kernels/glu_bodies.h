@@ -31,9 +31,9 @@ static void forward_rows(const T* h, const float* weight, T* y, int64_t rows, in
 }
 
 template <typename T, Activation A>
-static void backward_rows(const T* dy, const T* h, const float* weight, T* dh, float* dweight,
-                          int64_t rows, int64_t F) {
-  for (int64_t r = 0; r < rows; ++r, h += 2 * F, dh += 2 * F, dy += F) {
+static void backward_rows(const T* dy, T* h, const float* weight, float* dweight, int64_t rows,
+                          int64_t F) {
+  for (int64_t r = 0; r < rows; ++r, h += 2 * F, dy += F) {
     const float p = weight ? weight[r] : 1.0f;
     Vec dots = {};
     for (int64_t i = 0; i < F; i += kLanes) {
@@ -42,8 +42,8 @@ static void backward_rows(const T* dy, const T* h, const float* weight, T* dh, f
       const Values a = activation_of<A>(gate);
       dots += g * a.value * up;
       const Vec scaled = g * p;
-      store_upto(dh + i, scaled * up * a.slope, F - i);
-      store_upto(dh + F + i, scaled * a.value, F - i);
+      store_upto(h + i, scaled * up * a.slope, F - i);
+      store_upto(h + F + i, scaled * a.value, F - i);
     }
     if (dweight) dweight[r] = sum_of(dots);
   }

@@ -21,11 +21,19 @@ void for_each(Networks& networks, const std::vector<int64_t>& counts, const Body
   }
 }
 
-// Written out, since autograd over a loop with concatenation costs several times as much.
+// Lets a graph node own the function.
+struct MakeRows : torch::CustomClassHolder {
+  explicit MakeRows(std::function<at::Tensor()> f) : make(std::move(f)) {}
+  std::function<at::Tensor()> make;
+};
+
+// Written out, since autograd over a loop with concatenation costs several times as much. Backward is
+// where a step needs most memory: what is not needed any more goes at once.
 struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x,
                             const std::optional<at::Tensor>& weight_or_none,
-                            std::vector<int64_t> counts, int64_t networks_pointer, int64_t activation) {
+                            std::vector<int64_t> counts, int64_t networks_pointer, int64_t activation,
+                            std::function<at::Tensor()> again) {
     const at::Tensor weight = weight_or_none.value_or(at::Tensor());
     auto& networks = *reinterpret_cast<Networks*>(networks_pointer);
     const int64_t N = x.size(0), D = x.size(1), F = networks[0].down.size(1);
@@ -41,7 +49,9 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
       products.push_back({a.narrow(0, begin, n), w.down.t(), y.narrow(0, begin, n)});
     });
     multiply(products);
-    ctx->save_for_backward({x, weight, h});
+    ctx->save_for_backward({again ? at::Tensor() : x, weight, h});
+    if (again)
+      ctx->saved_data["again"] = c10::IValue::make_capsule(c10::make_intrusive<MakeRows>(std::move(again)));
     ctx->saved_data["counts"] = counts;
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["networks"] = networks_pointer;
@@ -50,12 +60,13 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto variables = ctx->get_saved_variables();
-    const at::Tensor &x = variables[0], &weight = variables[1], &h = variables[2];
+    const at::Tensor &weight = variables[1], &h = variables[2];
     auto& networks = *reinterpret_cast<Networks*>(ctx->saved_data["networks"].toInt());
     const auto counts = ctx->saved_data["counts"].toIntVector();
     const auto activation = static_cast<Activation>(ctx->saved_data["activation"].toInt());
-    const at::Tensor a = glu_forward(activation, h, weight);  // cheaper again than kept
-    const at::Tensor dy = grads[0].contiguous(), da = at::empty_like(a), dx = at::empty_like(x);
+    at::Tensor a = glu_forward(activation, h, weight);  // cheaper again than kept
+    at::Tensor da = at::empty_like(a);
+    const at::Tensor dy = grads[0].contiguous();
     std::vector<Product> products;
     for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
       const at::Tensor dy_n = dy.narrow(0, begin, n);
@@ -63,30 +74,44 @@ struct GatedFeedForward : torch::autograd::Function<GatedFeedForward> {
       products.push_back({dy_n.t(), a.narrow(0, begin, n), w.down_grad, true});
     });
     multiply(products);
-    const GluGradients dh = glu_backward(activation, da, h, weight);
+    const at::Tensor dweight = glu_backward(activation, da, h, weight), &dh = h;
     products.clear();
+    a.reset();
+    da.reset();
+    at::Tensor x = variables[0];
+    if (!x.defined()) {
+      const auto again = ctx->saved_data["again"].toCapsule();
+      x = static_cast<const MakeRows&>(*again).make();
+    }
     for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
-      const at::Tensor dh_n = dh.h.narrow(0, begin, n), x_n = x.narrow(0, begin, n);
-      products.push_back({dh_n, w.in, dx.narrow(0, begin, n)});
       int64_t column = 0;
       for (const at::Tensor& grad : w.in_grads) {
-        products.push_back({dh_n.narrow(1, column, grad.size(0)).t(), x_n, grad, true});
+        products.push_back({dh.narrow(0, begin, n).narrow(1, column, grad.size(0)).t(),
+                            x.narrow(0, begin, n), grad, true});
         column += grad.size(0);
       }
     });
     multiply(products);
-    return {dx, dh.weight, {}, {}, {}};
+    products.clear();
+    x.reset();
+    const at::Tensor dx = at::empty({dh.size(0), networks[0].in.size(1)}, dh.options());
+    for_each(networks, counts, [&](GatedWeights& w, int64_t begin, int64_t n) {
+      products.push_back({dh.narrow(0, begin, n), w.in, dx.narrow(0, begin, n)});
+    });
+    multiply(products);
+    return {dx, dweight, {}, {}, {}, {}};
   }
 };
 
 }  // namespace
 
 at::Tensor gated_feed_forward(const at::Tensor& x, const at::Tensor& weight,
-                              const std::vector<int64_t>& counts,
-                              std::vector<GatedWeights>& networks, Activation activation) {
-  return GatedFeedForward::apply(
-      x, weight.defined() ? std::optional<at::Tensor>(weight) : std::nullopt, counts, reinterpret_cast<int64_t>(&networks),
-                                 static_cast<int64_t>(activation));
+                              const std::vector<int64_t>& counts, std::vector<GatedWeights>& networks,
+                              Activation activation, std::function<at::Tensor()> again) {
+  std::optional<at::Tensor> weight_or_none;
+  if (weight.defined()) weight_or_none = weight;
+  return GatedFeedForward::apply(x, weight_or_none, counts, reinterpret_cast<int64_t>(&networks),
+                                 static_cast<int64_t>(activation), std::move(again));
 }
 
 DenseFeedForward::DenseFeedForward(const ModelConfig& model, const std::string& prefix,

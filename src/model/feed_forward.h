@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 
 #include "model/model_config.h"
@@ -32,10 +33,11 @@ struct GatedWeights {
 // Rows of x_ND belong to networks[0] (counts[0] of them), networks[1] and so on; empty ones are
 // legal. weight_N (accumulation type, or undefined: 1) multiplies before the second product. All
 // products of a kind run in one parallel region; backward adds to the gradients. `networks` must
-// live until backward, unchanged.
+// live until backward, unchanged. `again` makes x_ND once more, the same bits: where it is given, x_ND
+// is not kept for backward.
 at::Tensor gated_feed_forward(const at::Tensor& x_ND, const at::Tensor& weight_N,
-                              const std::vector<int64_t>& counts,
-                              std::vector<GatedWeights>& networks, Activation activation);
+                              const std::vector<int64_t>& counts, std::vector<GatedWeights>& networks,
+                              Activation activation, std::function<at::Tensor()> again = {});
 
 // y = W_down (act(W_gate x) * W_up x), the width split over tp. Collective over tp.
 class DenseFeedForward : public FeedForward {

@@ -25,9 +25,10 @@ std::vector<std::vector<int64_t>> split_counts(const std::vector<int64_t>& count
 }
 
 at::Tensor run_experts(Experts& experts, const at::Tensor& x_ND, const at::Tensor& weight_N,
-                       const std::vector<int64_t>& counts, int64_t max_tokens) {
+                       const std::vector<int64_t>& counts, int64_t max_tokens,
+                       std::function<at::Tensor()> again) {
   if (max_tokens == 0 || x_ND.size(0) <= max_tokens)
-    return experts.forward(x_ND, weight_N, counts);
+    return experts.forward(x_ND, weight_N, counts, std::move(again));
   // split, not narrow: its backward puts the chunks' gradients together in one pass.
   const auto x = x_ND.split(max_tokens), weight = weight_N.split(max_tokens);
   const auto chunks = split_counts(counts, max_tokens);

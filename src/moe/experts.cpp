@@ -21,7 +21,7 @@ Experts::Experts(const ModelConfig& model, const std::string& prefix, ParameterS
 }
 
 at::Tensor Experts::forward(const at::Tensor& x_ND, const at::Tensor& weight_N,
-                            const std::vector<int64_t>& counts) {
+                            const std::vector<int64_t>& counts, std::function<at::Tensor()> again) {
   if (networks_.empty())
     for (int64_t e = 0; e < num_local_; ++e) {
       const int64_t D = down_->shape[1], F = down_->shape[2];
@@ -30,7 +30,7 @@ at::Tensor Experts::forward(const at::Tensor& x_ND, const at::Tensor& weight_N,
                            down_->value[e],
                            down_->grad[e]});
     }
-  return gated_feed_forward(x_ND, weight_N, counts, networks_, activation_);
+  return gated_feed_forward(x_ND, weight_N, counts, networks_, activation_, std::move(again));
 }
 
 }  // namespace maniple

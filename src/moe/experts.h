@@ -16,9 +16,9 @@ class Experts {
 
   // x_ND sorted by local expert, counts[e] rows for each; weight_N (accumulation type) multiplies
   // before the second product: y = W_down (p act(W_gate x) * W_up x). With etp > 1 a partial sum.
-  // Experts without tokens are legal and get a zero gradient.
+  // Experts without tokens are legal and get a zero gradient. `again`: see gated_feed_forward.
   at::Tensor forward(const at::Tensor& x_ND, const at::Tensor& weight_N,
-                     const std::vector<int64_t>& counts);
+                     const std::vector<int64_t>& counts, std::function<at::Tensor()> again = {});
   int64_t num_local() const { return num_local_; }
 
  private:

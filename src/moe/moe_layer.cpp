@@ -122,9 +122,10 @@ void MoeLayer::enter(MoePhase phase) {
 at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   const int64_t K = model_.experts_per_token, T = x_TD.size(0);
   const int64_t ep = mesh_.shape().ep, etp = mesh_.shape().etp, G = ep * etp;
-  auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows) {
+  auto compute = [this](const at::Tensor& x, const at::Tensor& p, const std::vector<int64_t>& rows,
+                        std::function<at::Tensor()> again = {}) {
     enter(MoePhase::kExperts);
-    const at::Tensor y = run_experts(*experts_, x, p, rows, context_.max_tokens);
+    const at::Tensor y = run_experts(*experts_, x, p, rows, context_.max_tokens, std::move(again));
     if (context_.on_tensor) context_.on_tensor("expert", y);
     enter(MoePhase::kCombine);
     return y;
@@ -150,7 +151,9 @@ at::Tensor MoeLayer::routed(const at::Tensor& x_TD, const Routing& routing) {
   if (G == 1) {
     const at::Tensor host = counts.contiguous();
     const int64_t* c = host.data_ptr<int64_t>();
-    y = compute(x, p, std::vector<int64_t>(c, c + model_.num_experts));
+    // Gathered again in backward, K copies of each token are not kept.
+    y = compute(x, p, std::vector<int64_t>(c, c + model_.num_experts),
+                [from = x_TD.detach(), index = order.narrow(0, 0, N), K] { return gather_rows(from, index, K); });
   } else {
     Communicator& comm = mesh_.experts();
     at::Tensor all = at::empty({G, model_.num_experts + 1}, counts.options());

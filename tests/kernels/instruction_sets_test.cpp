@@ -26,12 +26,12 @@ std::vector<float> exponentials(const std::vector<float>& x) {
 }
 
 template <typename Bodies>
-std::vector<float> gradients(const std::vector<float>& h, int64_t rows, int64_t F) {
-  std::vector<float> dy(rows * F, 0.7f), weight(rows, 0.3f), dh(h.size()), dweight(rows);
-  Bodies::template backward_rows<float, Activation::kGeluTanh>(dy.data(), h.data(), weight.data(), dh.data(),
+std::vector<float> gradients(std::vector<float> h, int64_t rows, int64_t F) {
+  std::vector<float> dy(rows * F, 0.7f), weight(rows, 0.3f), dweight(rows);
+  Bodies::template backward_rows<float, Activation::kGeluTanh>(dy.data(), h.data(), weight.data(),
                                                                dweight.data(), rows, F);
-  dh.insert(dh.end(), dweight.begin(), dweight.end());
-  return dh;
+  h.insert(h.end(), dweight.begin(), dweight.end());
+  return h;
 }
 
 TEST(InstructionSets, ExponentialIsAccurate) {
