@@ -1,4 +1,5 @@
-// Rates of the matrix products of the reference models: multiply() against ATen's mm, alternating.
+// Rates of the matrix products of the reference models: multiply() against ATen's mm, and that of all
+// experts of a layer at once against ATen's bmm, alternating.
 // Arguments: threads (2). One line per shape: GFLOP/s of both (best of 9) and their ratio.
 #include <ATen/Parallel.h>
 
@@ -64,6 +65,34 @@ int main(int argc, char** argv) {
                 else
                   grad.add_(at::mm(dy.t(), x));
               });
+    }
+    struct Experts {
+      int64_t experts, tokens, in, out;
+    };
+    for (const Experts s : {Experts{16, 512, 512, 1024}, {32, 512, 1024, 1024}}) {
+      auto random3 = [&](int64_t m, int64_t n) { return at::randn({s.experts, m, n}).to(type); };
+      const double flop = 2.0 * static_cast<double>(s.experts * s.tokens * s.in * s.out);
+      const at::Tensor x = random3(s.tokens, s.in), w = random3(s.out, s.in), dy = random3(s.tokens, s.out);
+      at::Tensor y = at::empty_like(dy), dx = at::empty_like(x);
+      at::Tensor grad = at::zeros({s.experts, s.out, s.in});
+      std::vector<maniple::Product> forward, to_x, to_w;
+      for (int64_t e = 0; e < s.experts; ++e) {
+        forward.push_back({x[e], w[e].t(), y[e]});
+        to_x.push_back({dy[e], w[e], dx[e]});
+        to_w.push_back({dy[e].t(), x[e], grad[e], true});
+      }
+      const std::string name = std::string(type == at::kFloat ? "fp32 " : "bf16 ") +
+                               std::to_string(s.experts) + " x " + std::to_string(s.tokens) + " x " +
+                               std::to_string(s.in) + " x " + std::to_string(s.out);
+      compare((name + " y").c_str(), flop, [&] { multiply(forward); },
+              [&] { at::bmm_out(y, x, w.transpose(1, 2)); });
+      compare((name + " dx").c_str(), flop, [&] { multiply(to_x); }, [&] { at::bmm_out(dx, dy, w); });
+      compare((name + " dW").c_str(), flop, [&] { multiply(to_w); }, [&] {
+        if (type == at::kFloat)
+          grad.baddbmm_(dy.transpose(1, 2), x);
+        else
+          grad.add_(at::bmm(dy.transpose(1, 2), x));
+      });
     }
   }
 }

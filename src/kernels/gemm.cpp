@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kRows = 128;         // of c per task
 constexpr int64_t kMaxPanels = 32;     // of c per task
-constexpr int64_t kWaveBytes = 16 << 20;  // of panels that are packed at a time, about
+constexpr int64_t kWaveBytes = 2 << 20;  // of panels that are packed at a time, per thread, about
 constexpr int64_t kDepthBytes = 1024;  // of k per call of the microkernel: a part of a panel stays in L1
 constexpr int64_t kSlabBytes = 4096;   // of k per pass over the panels: the rows of a task stay in L2
 
@@ -154,6 +154,7 @@ struct Wave {
 template <typename S, typename T>
 std::vector<Wave<S, T>> make_waves(const std::vector<Product>& products) {
   std::vector<Wave<S, T>> waves;
+  const int64_t most = at::get_num_threads() * kWaveBytes / static_cast<int64_t>(sizeof(T));
   for (const Product& p : products) {
     if (p.a.size(0) == 0 || p.b.size(1) == 0) continue;
     if (p.a.size(1) == 0) {
@@ -164,7 +165,6 @@ std::vector<Wave<S, T>> make_waves(const std::vector<Product>& products) {
     constexpr int64_t kColumns = kMaxPanels * kPanel;
     for (int64_t column = 0; column < whole.N; column += kColumns) {
       const auto part = whole.columns(column, std::min(kColumns, whole.N - column));
-      const int64_t most = kWaveBytes / static_cast<int64_t>(sizeof(T));
       if (waves.empty() || waves.back().packed + part.packed_size() > most) waves.emplace_back();
       waves.back().problems.push_back(part);
       waves.back().packed += part.packed_size();
@@ -173,7 +173,8 @@ std::vector<Wave<S, T>> make_waves(const std::vector<Product>& products) {
   return waves;
 }
 
-// Wave after wave; threads that find nothing left to multiply pack the next one.
+// Wave after wave, so that panels are still in the cache when they are used; threads that find nothing
+// left to multiply pack the next one.
 template <typename S, typename T>
 void multiply_packed(const std::vector<Product>& products) {
   auto waves = make_waves<S, T>(products);

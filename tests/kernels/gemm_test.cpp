@@ -84,7 +84,7 @@ TEST_P(Gemm, ManyProductsAtOnceWithEmptyOnes) {
     EXPECT_TRUE(at::equal(p.c, exact(p.a, p.b).add(p.accumulate ? 7 : 0).to(GetParam())));
 }
 
-// Panels of more than 16 MiB are packed in waves; one product is in several.
+// Panels of more than 2 MiB per thread are packed in waves; one product is in several.
 TEST_P(Gemm, ManyWideProductsAtOnce) {
   std::vector<Product> products;
   for (int64_t i = 0; i < 5; ++i) {
