@@ -1,7 +1,5 @@
 // What saves memory without changing the training: recomputed layers (same bits) and experts in
 // chunks (round-off); and the reference dispatcher against the one that is used.
-#include <fmt/format.h>
-
 #include <cmath>
 
 #include "moe/chunked_experts.h"
@@ -9,19 +7,6 @@
 
 namespace maniple {
 namespace {
-
-// Layouts with their number of ranks.
-struct MeshLayout {
-  int64_t slices, tp, ep, etp;
-  int ranks;
-};
-Config with_layout(Config c, const MeshLayout& l) {
-  c.parallel = {.slices = l.slices, .tp = l.tp, .ep = l.ep, .etp = l.etp};
-  return c;
-}
-std::string name_of(const MeshLayout& l) {
-  return fmt::format("slices {} tp {} ep {} etp {}", l.slices, l.tp, l.ep, l.etp);
-}
 
 void expect_same_bits(const TrainedSteps& a, const TrainedSteps& b) {
   for (size_t s = 0; s < 3; ++s) {

@@ -1,6 +1,7 @@
 // A small model, its trainer, and runs of a few steps on ranks that are threads.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <mutex>
@@ -25,6 +26,19 @@ inline Config tiny_config() {
   c.optim.lr = 3e-3;
   c.optim.block_elements = 1024;
   return c;
+}
+
+// Layouts with their number of ranks.
+struct MeshLayout {
+  int64_t slices, tp, ep, etp;
+  int ranks;
+};
+inline Config with_layout(Config c, const MeshLayout& l) {
+  c.parallel = {.slices = l.slices, .tp = l.tp, .ep = l.ep, .etp = l.etp};
+  return c;
+}
+inline std::string name_of(const MeshLayout& l) {
+  return fmt::format("slices {} tp {} ep {} etp {}", l.slices, l.tp, l.ep, l.etp);
 }
 
 // One rank with all that a step needs.
