@@ -1,7 +1,11 @@
 // Checkpoints of trained state from layout to layout, compared tensor by tensor.
+#include <unistd.h>
+
+#include <algorithm>
 #include <filesystem>
 #include <map>
 
+#include "checkpoint/layout.h"
 #include "tiny_trainer.h"
 #include "trainer/checkpoint_writer.h"
 
@@ -13,8 +17,7 @@ std::map<std::string, std::vector<char>> tensors_of(const CheckpointInfo& checkp
   std::map<std::string, std::vector<char>> tensors;
   std::vector<TensorSlice> slices;
   for (const TensorEntry& entry : list_tensors(checkpoint)) {
-    int64_t count = 1;
-    for (const int64_t n : entry.global_shape) count *= n;
+    const int64_t count = num_elements(entry.global_shape);
     std::vector<char>& bytes = tensors[entry.name];
     bytes.resize(count * element_bytes(entry.type));
     slices.push_back({entry.name, entry.type, entry.global_shape,
