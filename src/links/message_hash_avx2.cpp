@@ -2,9 +2,11 @@
 #include <cstdint>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx2")
 #define XXH_INLINE_ALL
 #include <xxhash.h>
+
+// CMakeLists.txt compiles this file by itself and for this instruction set.
+static_assert(XXH_VECTOR == XXH_AVX2);
 
 namespace maniple {
 

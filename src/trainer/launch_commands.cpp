@@ -404,8 +404,10 @@ ExitCode control_job(const std::string& run_dir, const std::vector<std::string>&
   static constexpr Form kForms[] = {
       {"status", Command::kStatus, false}, {"drain", Command::kDrain, true},
       {"pause", Command::kPause, false},   {"resume", Command::kResume, false},
-      {"scale", Command::kScale, true},    {"readmit", Command::kReadmit, true}};
-  const std::string usage = "use status, drain SLICE, readmit SLICE, pause, resume or scale N";
+      {"scale", Command::kScale, true},    {"readmit", Command::kReadmit, true},
+      {"clear-strikes", Command::kReadmit, true}};  // a slice's device is known by its slot
+  const std::string usage =
+      "use status, drain SLICE, readmit SLICE (or clear-strikes SLICE), pause, resume or scale N";
   const Form* form = nullptr;
   for (const Form& f : kForms)
     if (!request.empty() && request[0] == f.name) form = &f;
