@@ -2,6 +2,7 @@
 // (MANIPLE_SLOW=1) has 30 trials a cell.
 #include <fmt/format.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <set>
 
@@ -183,6 +184,42 @@ TEST(SdcVote, ACanaryThatDiffersBreaksItsCheck) {
       EXPECT_EQ(TrainStep::broken(sums, Check::kCanary), damaged == 0 || damaged == 1) << damaged;
       EXPECT_FALSE(TrainStep::failed(sums));
     });
+  }
+}
+
+// Two ranks of a slice send each other rows for the experts; one bit of what arrives is flipped.
+TEST(SdcVote, EveryFlipInARowForTheExpertsIsFound) {
+  Config c = tiny_config();
+  c.parallel.ep = 2;
+  for (const auto& [name, bit] : kBits) {
+    std::atomic<int> found = 0;
+    run_local_ranks(2, [&](std::unique_ptr<Communicator> world) {
+      Trainer t(c, std::move(world));
+      for (int i = 0; i < trials(); ++i) {
+        const int64_t victim = i % 2, element = static_cast<int64_t>(key_of(13, bit, i) % 1000000);
+        FaultsConfig faults;
+        faults.flip = fmt::format("0:{}:1:row:{}:{}", victim, element, bit);
+        FaultInjector injector(faults, 0, 1, t.mesh.world().rank(), t.step, t.model);
+        injector.begin(1, 0);
+        StepSums sums = t.step.compute(1, 0);
+        t.step.exchange(sums, [](const std::function<void()>& communicate) {
+          communicate();
+          return true;
+        });
+        t.step.on_gradients = {};
+        t.model.moe.on_tensor = {};
+        t.model.decoder->on_hidden = {};
+        if (t.mesh.world().rank() == 0) found += TrainStep::broken(sums, Check::kRows);
+      }
+      StepSums sums = t.step.compute(1, 0);
+      t.step.exchange(sums, [](const std::function<void()>& communicate) {
+        communicate();
+        return true;
+      });
+      EXPECT_FALSE(TrainStep::broken(sums, Check::kRows));
+    });
+    fmt::print("{:<10} {:<16} {:>8} {:>16}\n", "row", name, trials(), found.load());
+    EXPECT_EQ(found, trials()) << name;
   }
 }
 
