@@ -47,7 +47,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/faults"))
-from job import EXACT, Job, lines
+from invariants import EXACT
+from job import Job, lines
 
 CACHE = Path(os.environ.get("MANIPLE_CACHE") or
              Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maniple")

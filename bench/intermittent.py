@@ -18,7 +18,8 @@ import tempfile
 
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, here + "/../tests/faults")
-from job import EXACT, Job
+from invariants import EXACT
+from job import Job
 
 START = 10
 

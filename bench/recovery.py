@@ -27,7 +27,8 @@ import time
 
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, here + "/../tests/faults")
-from job import Job, check
+from invariants import check
+from job import Job
 
 
 def microseconds():

@@ -18,7 +18,8 @@ import tempfile
 
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, here + "/../tests/faults")
-from job import EXACT, Job
+from invariants import EXACT
+from job import Job
 
 PLACES = {"hidden": 4096, "gate": 96, "expert": 2048, "gradient": 20000, "sum": 20000}  # elements to choose from
 BITS = range(2, 31)

@@ -234,7 +234,7 @@ def launcher_killed_and_job_started_again(job, draw):
     job.start()
 
 
-@fault("F19", overrides=["checkpoint.every=20"], steps=300)
+@fault("F19", overrides=["checkpoint.every=20"], steps=300, short=True)
 def disk_full_while_saving(job, draw):
     """training goes on, the logs warn, a later checkpoint is good"""
     folder = job.run + "/checkpoints"
@@ -310,7 +310,7 @@ def no_memory_left_on_a_rank(job, draw):
     job.until(lambda: pid not in [p for p, _, _ in job.processes()], 60, "its end")
 
 
-@fault("F32", steps=200)
+@fault("F32", steps=200, short=True)
 def no_shared_memory_left_for_a_slice(job, draw):
     """it starts without, or is tried again until there is some; the others go on"""
     job.until_step(5)
@@ -393,7 +393,7 @@ def network_delayed_and_stalled(job, draw):
     assert not job.events("slice_dropped") and len(job.epochs()) == 1, "the epoch was changed"
 
 
-@fault("F10", hosts=4, steps=300)
+@fault("F10", hosts=4, steps=300, short=True)
 def one_host_cut_off(job, draw):
     """its slice is dropped at the lease, the others go on; it comes back behind the cut"""
     job.until_step(5)
@@ -430,7 +430,7 @@ def one_host_cannot_hear(job, draw):
     assert only_dropped(job, 3), f"dropped: {job.events('slice_dropped')}"
 
 
-@fault("F11", hosts=4, steps=400)
+@fault("F11", hosts=4, steps=400, short=True)
 def coordinator_cut_off_from_all(job, draw):
     """training goes on in the same epoch; when the cut is over, its rows arrive"""
     job.until_step(5)
@@ -470,7 +470,7 @@ def move(job, group):
                 pass
 
 
-@fault("F34", steps=300)
+@fault("F34", steps=300, short=True)
 def processor_time_cut_to_a_tenth(job, draw):
     """for 20 s: slower, nobody is dropped"""
     job.until_step(5)
@@ -497,7 +497,7 @@ def processor_time_cut_to_a_tenth(job, draw):
     assert not job.events("slice_dropped") and len(job.epochs()) == 1, "the epoch was changed"
 
 
-@fault("F35", hosts=4, steps=300)
+@fault("F35", hosts=4, steps=300, short=True)
 def host_loses_power(job, draw):
     """its slice is dropped at the lease; it comes back with the power"""
     job.until_step(5)

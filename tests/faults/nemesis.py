@@ -81,11 +81,12 @@ class Nemesis:
                 return False
             self.later.append((again, lambda: ctl(job, "readmit", str(slice))))
             return True
-        pid = job.pid(entry["what"], slice, entry.get("position", 0))
+        position = entry.get("position", 0)
         # Failures in a row are forgiven, else a slice soon waits longer than the job lasts.
         if slice is not None:
             ctl(job, "readmit", str(slice))
-        if not job.send(pid, SIGNALS[do]):
+        pid = job.kill(entry["what"], slice, position, SIGNALS[do])
+        if pid is None:
             return False
         if do == "stop":
             self.later.append((again, lambda: job.send(pid, signal.SIGCONT)))
