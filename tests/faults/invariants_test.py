@@ -108,7 +108,7 @@ class Invariants(unittest.TestCase):
     def test_copies_differ(self):
         self.events.insert(0, {"time": "2026-01-01T00:00:00.000Z", "event": "sdc_copies", "text": "x"})
         self.assertEqual(self.found(), ["I4"])
-        self.job.overrides = ["faults.flip=1:1:20:m:5:3"]
+        self.job.flips = True
         self.assertEqual(self.found(), [])
 
     def test_the_log(self):

@@ -37,9 +37,11 @@ class Job:
         self.environment = {**os.environ, **(environment or {})}
         self.overrides = [*overrides, *(network.overrides() if network else ())]
         self.process = None
+        self.flips = False  # bits on purpose, in some start
         self.snapshots = []  # of the coordinator's log, when it was killed
 
     def start(self):
+        self.flips |= any(override.startswith("faults.") for override in self.overrides)
         self.output = open(self.run + ".out", "ab")
         self.process = subprocess.Popen(
             [*(self.network.prefix() if self.network else ()), self.program, "launch", self.config, "run.dir=" + self.run, *self.overrides],

@@ -1,6 +1,7 @@
 """Hosts with sshd: the namespaces of network.py, reached by ssh itself with the words of the default of
 elastic.remote. Keys, settings and logs are in a folder of their own; no other sshd is touched."""
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,10 @@ def missing():
     for program in ("sshd", "ssh", "ssh-keygen"):
         if not shutil.which(program, path=PATH):
             return f"{program} is missing"
+    try:
+        pwd.getpwnam("sshd")  # whom it becomes before it knows who is there
+    except KeyError:
+        return "the user sshd is missing"
     return network.missing()
 
 
@@ -42,8 +47,12 @@ class SshHosts(network.Network):
         for name, text in (("server", SERVER), ("client", CLIENT)):
             with open(f"{self.folder}/{name}", "w") as file:
                 file.write(text.format(folder=self.folder, hosts=hosts))
-        for host in self.hosts:
-            self._serve(host)
+        try:
+            for host in self.hosts:
+                self._serve(host)
+        except BaseException:
+            self.__exit__(None, None, None)  # else the hosts would stay
+            raise
         return self
 
     def __exit__(self, *words):
