@@ -119,7 +119,8 @@ class Network:
         open(f"{self.off}/{host}", "w").close()
         ip("-n", self.switch, "link", "set", self.ports[host], "down")
         for pid in subprocess.check_output(["ip", "netns", "pids", host], text=True).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it went with one before it
+                os.kill(int(pid), signal.SIGKILL)
 
     def power_on(self, host):
         ip("-n", self.switch, "link", "del", self.ports[host])
