@@ -22,6 +22,11 @@ struct BitClass {
 constexpr BitClass kBits[] = {{"sign", 31},         {"exponent high", 30}, {"exponent low", 23},
                               {"mantissa high", 22}, {"mantissa middle", 11}, {"mantissa low", 0}};
 
+bool communicate_only(const std::function<void()>& communicate) {
+  communicate();
+  return true;
+}
+
 int trials() { return std::getenv("MANIPLE_SLOW") ? 30 : 3; }
 
 // Some steps old, so that moments are not zero.
@@ -37,10 +42,7 @@ class Sdc : public testing::Test {
   ShardedAdamw& optimizer() { return *t_.model.optimizer; }
   StepSums attempt() {
     StepSums sums = t_.step.compute(kStep, 0);
-    t_.step.exchange(sums, [](const std::function<void()>& communicate) {
-      communicate();
-      return true;
-    });
+    t_.step.exchange(sums, communicate_only);
     return sums;
   }
   int64_t num_elements() {
@@ -177,10 +179,7 @@ TEST(SdcVote, ACanaryThatDiffersBreaksItsCheck) {
         ++units;
       };
       StepSums sums = t.step.compute(1, 0, {}, Canary{0, 1});
-      t.step.exchange(sums, [](const std::function<void()>& communicate) {
-        communicate();
-        return true;
-      });
+      t.step.exchange(sums, communicate_only);
       EXPECT_EQ(TrainStep::broken(sums, Check::kCanary), damaged == 0 || damaged == 1) << damaged;
       EXPECT_FALSE(TrainStep::failed(sums));
     });
@@ -202,20 +201,14 @@ TEST(SdcVote, EveryFlipInARowForTheExpertsIsFound) {
         FaultInjector injector(faults, 0, 1, t.mesh.world().rank(), t.step, t.model);
         injector.begin(1, 0);
         StepSums sums = t.step.compute(1, 0);
-        t.step.exchange(sums, [](const std::function<void()>& communicate) {
-          communicate();
-          return true;
-        });
+        t.step.exchange(sums, communicate_only);
         t.step.on_gradients = {};
         t.model.moe.on_tensor = {};
         t.model.decoder->on_hidden = {};
         if (t.mesh.world().rank() == 0) found += TrainStep::broken(sums, Check::kRows);
       }
       StepSums sums = t.step.compute(1, 0);
-      t.step.exchange(sums, [](const std::function<void()>& communicate) {
-        communicate();
-        return true;
-      });
+      t.step.exchange(sums, communicate_only);
       EXPECT_FALSE(TrainStep::broken(sums, Check::kRows));
     });
     fmt::print("{:<10} {:<16} {:>8} {:>16}\n", "row", name, trials(), found.load());
@@ -242,10 +235,7 @@ TEST(SdcVote, SumsThatAreNotThoseOfTheirAddendsBreakTheirCheck) {
         if (*what && now == place && t.mesh.world().rank() == 2) optimizer.flip(what, 777, 0);
       };
       StepSums sums = t.step.compute(1, 0, {}, {});
-      t.step.exchange(sums, [](const std::function<void()>& communicate) {
-        communicate();
-        return true;
-      });
+      t.step.exchange(sums, communicate_only);
       // What crosses wrongly is wrong at both holders.
       EXPECT_EQ(TrainStep::broken(sums, Check::kBlocks), std::string(what) == "reduced") << what;
       const bool sums_broken = TrainStep::broken(sums, Check::kSums);
