@@ -2,6 +2,7 @@
 """Lost processes: Maniple against torchft and against checkpoint-restart, on this machine.
 
     bench/against_torchft.py build/bin/maniple [--minutes 4] [--rounds 4] [--mean 20] [--out FILE]
+    bench/against_torchft.py build/bin/maniple --unit 0.03    # slices that mostly sleep, against torchft, short
 
 All have four slices (replica groups) of one process and one thread, and about the same number of
 parameters. Each runs without a fault and with SIGKILLs, at the same times and to the same slices for
@@ -11,7 +12,8 @@ from another, in rounds, so that what else the machine does hits all.
   Maniple             maniple launch
   torchft, short      lighthouse, manager.allreduce over gloo, its shortest time-outs that were stable;
                       a killed replica group is started again at once. A sleep fills up its step to
-                      Maniple's length: its survivors have idle processors
+                      Maniple's length: its survivors have idle processors, and Maniple's have them
+                      with --unit only
   torchft, default    the same with its default time-outs
   restart             mpirun maniple train, a checkpoint at Young's interval, sqrt(2 x cost of a
                       checkpoint x mean time between failures); the same command again after a kill
@@ -94,10 +96,10 @@ def kill(pid):
 # --- The contestants: start, tend (supervise), kill, stop; result: commits of the job as {step: (time,
 # slices)}, states as {step: bits}, number of discarded steps -------------------------------------------
 class Maniple:
-    def __init__(self, program, folder, lease):
+    def __init__(self, program, folder, lease, unit):
         self.job = Job(program, f"{folder}/tiny.yaml", tempfile.mkdtemp(dir=folder) + "/run",
                        [*CONFIG, f"parallel.slices={SLICES}", f"elastic.lease={lease}",
-                        "elastic.max_restarts=1000000"])
+                        f"faults.unit_seconds={unit}", "elastic.max_restarts=1000000"])
 
     def start(self):
         self.job.start()
@@ -402,6 +404,8 @@ def main():
     parser.add_argument("--mean", type=float, default=20, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lease", type=float, default=0.5, help="elastic.lease")
+    parser.add_argument("--unit", type=float, default=0, help="seconds a unit of Maniple takes at least, a slice has "
+                        "3 in a step; only Maniple and torchft, short")
     parser.add_argument("--out", help="also write the results there, as JSON")
     a = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -429,8 +433,8 @@ def main():
 
         for number, kills in enumerate(schedule):
             say(f"round {number + 1}: {len(kills)} kills at " + ", ".join(f"{at:.0f}" for at, _ in kills))
-            free = play("Maniple without kills", Maniple(program, folder, a.lease))
-            play("Maniple", Maniple(program, folder, a.lease), kills)
+            free = play("Maniple without kills", Maniple(program, folder, a.lease, a.unit))
+            play("Maniple", Maniple(program, folder, a.lease, a.unit), kills)
             if number == 0:
                 base = Run(Torchft(folder, 0, {}), 10).step
                 pause = max(0, seconds / len(free.commits) - base)
@@ -439,6 +443,8 @@ def main():
             free = play("torchft without kills", Torchft(folder, pause, shortest))
             say(without_kills(free))
             play("torchft, short", Torchft(folder, pause, shortest), kills)
+            if a.unit:
+                continue
             play("torchft, default", Torchft(folder, pause, {}), kills)
             if number == 0:
                 cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
