@@ -59,7 +59,7 @@ TORCH = os.environ.get("MANIPLE_TORCH_VERSION", "2.14.0")
 TORCHFT = "0.2.0"
 SLICES = 4
 WARM_UP = 20  # steps before the clock starts
-PARAMETERS, TOKENS = 153296, 1536  # of tests/faults/tiny.yaml; tokens of a step
+PARAMETERS, ROWS = 153296, 24  # of tests/faults/tiny.yaml
 CONFIG = ["train.steps=1000000", "metrics.fingerprint_every=1"]
 # Time-outs of torchft from short to long: milliseconds of the lighthouse, seconds of manager and gloo.
 TIMEOUTS = [dict(quorum_tick_ms=20, heartbeat_timeout_ms=t, join_timeout_ms=t // 2, timeout=t / 1000)
@@ -96,10 +96,9 @@ def kill(pid):
 # --- The contestants: start, tend (supervise), kill, stop; result: commits of the job as {step: (time,
 # slices)}, states as {step: bits}, number of discarded steps -------------------------------------------
 class Maniple:
-    def __init__(self, program, folder, lease, unit):
+    def __init__(self, program, folder, overrides):
         self.job = Job(program, f"{folder}/tiny.yaml", tempfile.mkdtemp(dir=folder) + "/run",
-                       [*CONFIG, f"parallel.slices={SLICES}", f"elastic.lease={lease}",
-                        f"faults.unit_seconds={unit}", "elastic.max_restarts=1000000"])
+                       [*CONFIG, f"parallel.slices={SLICES}", "elastic.max_restarts=1000000", *overrides])
 
     def start(self):
         self.job.start()
@@ -137,8 +136,8 @@ class Maniple:
 
 
 class Torchft:
-    def __init__(self, folder, pause, timeouts):
-        self.folder, self.pause = tempfile.mkdtemp(dir=folder), pause
+    def __init__(self, folder, tokens, pause, timeouts):
+        self.folder, self.tokens, self.pause = tempfile.mkdtemp(dir=folder), tokens, pause
         self.timeout = timeouts.get("timeout")
         self.flags = [w for k, v in timeouts.items() if k != "timeout" for w in ("--" + k, str(v))]
         self.workers, self.lighthouse, self.killed, self.deaths = {}, None, set(), 0
@@ -154,7 +153,7 @@ class Torchft:
             sys.executable, ROOT / "bench/peer_torchft.py", "--replica", slice, "--groups", SLICES,
             "--lighthouse", self.address, "--text", self.folder + "/../text.txt",
             "--log", f"{self.folder}/{slice}.jsonl", "--parameters", PARAMETERS,
-            "--tokens", TOKENS // SLICES, "--pause", self.pause, *limit, *more)
+            "--tokens", self.tokens // SLICES, "--pause", self.pause, *limit, *more)
 
     def start(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -404,6 +403,7 @@ def main():
     parser.add_argument("--mean", type=float, default=20, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lease", type=float, default=0.5, help="elastic.lease")
+    parser.add_argument("--seq_len", type=int, default=64, help="tokens of a row, 24 rows a step: shorter steps")
     parser.add_argument("--unit", type=float, default=0, help="seconds a unit of Maniple takes at least, a slice has "
                         "3 in a step; only Maniple and torchft, short")
     parser.add_argument("--out", help="also write the results there, as JSON")
@@ -415,13 +415,15 @@ def main():
     os.environ.update(line.split("=", 1) for line in settings.split("\0") if line.startswith("OMPI_"))
     # The siblings of a killed rank end at once, as under launch.
     os.environ["OMPI_MCA_odls_base_sigkill_timeout"] = "0"
+    tokens, elastic = ROWS * a.seq_len, [f"elastic.lease={a.lease}", f"faults.unit_seconds={a.unit}"]
     program, seconds = os.path.realpath(a.program), 60 * a.minutes / a.rounds
     schedule = [kill_times(seconds, a.mean, a.seed + i) for i in range(a.rounds)]
     folder = tempfile.mkdtemp(prefix="maniple-against-")
     try:
         shutil.copy(ROOT / "tests/data/tinyshakespeare-200k.txt", folder + "/text.txt")
         text = (ROOT / "tests/faults/tiny.yaml").read_text()
-        Path(folder + "/tiny.yaml").write_text(text.replace("path: text.txt", f"path: {folder}/text.txt"))
+        text = text.replace("path: text.txt", f"path: {folder}/text.txt")
+        Path(folder + "/tiny.yaml").write_text(text.replace("seq_len: 64", f"seq_len: {a.seq_len}"))
         runs = {}  # of each name, one per round
 
         def play(name, contestant, kills=()):
@@ -433,19 +435,19 @@ def main():
 
         for number, kills in enumerate(schedule):
             say(f"round {number + 1}: {len(kills)} kills at " + ", ".join(f"{at:.0f}" for at, _ in kills))
-            free = play("Maniple without kills", Maniple(program, folder, a.lease, a.unit))
-            play("Maniple", Maniple(program, folder, a.lease, a.unit), kills)
+            free = play("Maniple without kills", Maniple(program, folder, elastic))
+            play("Maniple", Maniple(program, folder, elastic), kills)
             if number == 0:
-                base = Run(Torchft(folder, 0, {}), 10).step
+                base = Run(Torchft(folder, tokens, 0, {}), 10).step
                 pause = max(0, seconds / len(free.commits) - base)
                 say(f"torchft: a step takes {1e3 * base:.1f} ms, and sleeps {1e3 * pause:.1f} ms")
-                shortest = next((t for t in TIMEOUTS if stable(Torchft(folder, pause, t))), TIMEOUTS[-1])
-            free = play("torchft without kills", Torchft(folder, pause, shortest))
+                shortest = next((t for t in TIMEOUTS if stable(Torchft(folder, tokens, pause, t))), TIMEOUTS[-1])
+            free = play("torchft without kills", Torchft(folder, tokens, pause, shortest))
             say(without_kills(free))
-            play("torchft, short", Torchft(folder, pause, shortest), kills)
+            play("torchft, short", Torchft(folder, tokens, pause, shortest), kills)
             if a.unit:
                 continue
-            play("torchft, default", Torchft(folder, pause, {}), kills)
+            play("torchft, default", Torchft(folder, tokens, pause, {}), kills)
             if number == 0:
                 cost = checkpoint_cost(Run(Restart(program, folder, 10), 20), 10)
             free = play("restart without kills", Restart(program, folder, 0))
