@@ -31,7 +31,7 @@ Coordinator::Coordinator(const CoordinatorConfig& config, const History& history
   max_step_ = history_.committed;
   for (size_t m = 0; m < history_.epoch->members.size(); ++m) {
     const Member& member = history_.epoch->members[m];
-    if (!slots_.contains(member.slice) || !is_member(member.slice)) continue;
+    if (!is_member(member.slice)) continue;
     slots_.at(member.slice).registration =
         Register{build_, config_.config_hash, member.host, history_.epoch->addresses[m]};
   }
@@ -71,7 +71,13 @@ std::vector<CoordinatorAction> Coordinator::start(Time now) {
   } else {
     // Whether RUN was sent is not known. Members that train will say so, others answer READY.
     set_phase(CoordinatorPhase::kRestoring);
-    send_members(Epoch{*history_.epoch});
+    const std::vector<Member>& members = history_.epoch->members;
+    const auto lost = std::find_if(members.begin(), members.end(),
+                                   [this](const Member& m) { return !is_member(m.slice); });
+    if (lost == members.end())
+      send_members(Epoch{*history_.epoch});
+    else  // its slot has begun another life, so nobody will speak of this one again
+      stop_at_once(fmt::format("slice {} was lost before the coordinator was started again", lost->slice));
   }
   advance();
   return std::move(actions_);
@@ -259,7 +265,7 @@ void Coordinator::receive_finding(const SdcFinding& sdc) {
   for (const SliceId slice : sdc.strikes)
     if (slots_.contains(slice)) strike(slice, sdc.text);
   for (const SliceId slice : sdc.quarantine) {
-    if (!slots_.contains(slice) || !is_member(slice)) continue;
+    if (!is_member(slice)) continue;
     ban(slice, static_cast<int32_t>(ExitCode::kUnhealthy),
         fmt::format("slice {} is quarantined: it computes wrongly", slice));
     lose_member(slice, sdc.text);

@@ -155,7 +155,7 @@ class Coordinator {
   // coordinator_control.cpp
   void operate(const Control& control);
 
-  bool is_member(SliceId slice) const { return slots_.at(slice).stage == Stage::kMember; }
+  bool is_member(SliceId slice) const { return slots_.contains(slice) && slots_.at(slice).stage == Stage::kMember; }
   Life life_of(SliceId slice) const;
   uint32_t target() const { return history_.target ? history_.target : config_.slices; }
   void set_phase(CoordinatorPhase phase);

@@ -63,7 +63,7 @@ std::string Coordinator::planned_change() const {
   const bool can_shrink = members > 1 && config_.layout.redundancy != Redundancy::kNone &&
                           members - 1 + waiting >= config_.min_slices;
   for (const auto& [slice, slot] : history_.slots)
-    if (slot.drained && slots_.contains(slice) && is_member(slice) && can_shrink)
+    if (slot.drained && is_member(slice) && can_shrink)
       return fmt::format("slice {} is drained", slice);
   if (planned_at_ && now_ - *planned_at_ < config_.timeouts.admission_gap()) return {};
   if (members > target() && can_shrink) return fmt::format("the job shrinks to {}", target());
@@ -171,7 +171,7 @@ void Coordinator::decide() {
   std::optional<SliceId> leaver = links_.note(broken, committed);
   const bool faulty = leaver.has_value();
   for (const auto& [slice, slot] : history_.slots)
-    if (!leaver && slot.drained && slots_.contains(slice) && is_member(slice)) leaver = slice;
+    if (!leaver && slot.drained && is_member(slice)) leaver = slice;
   if (!leaver && stay.size() > target()) leaver = stay.back().member.slice;
 
   const size_t room = target() > stay.size() ? target() - stay.size() : 0;

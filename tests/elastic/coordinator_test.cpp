@@ -243,6 +243,23 @@ TEST(Coordinator, ARestartFromTheLogKeepsTheHistory) {
   }
 }
 
+// Nobody else needs to say it again: seed 69278 of the simulation lost the survivor's BrokenLink.
+TEST(Coordinator, ARestartMissesAMemberWhoseSlotHasBegunAnotherLife) {
+  for (const char p : {'T', 'R'}) {
+    Job job = Job::in(p);
+    job.say(1, Exited{137, {}});
+    job.pass(kLease, {0, 2});
+    ASSERT_EQ(job.coordinator().history().slots.at(1).life, 2u);
+    Coordinator again(Job::config(), job.coordinator().history(), 0);
+    std::string sent;
+    for (const CoordinatorAction& action : again.start(0))
+      if (const auto* send = std::get_if<Send>(&action))
+        sent += fmt::format("{}:{};", message_name(send->envelope.message), send->envelope.slice);
+    EXPECT_EQ(sent, "Stop:0;") << p;
+    EXPECT_EQ(again.phase(), CoordinatorPhase::kCollecting) << p;
+  }
+}
+
 TEST(Coordinator, AStoppedLoopTakesNobodysLease) {
   Job job = Job::in('R');
   job.jump(3 * kLease);
