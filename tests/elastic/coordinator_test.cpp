@@ -243,7 +243,7 @@ TEST(Coordinator, ARestartFromTheLogKeepsTheHistory) {
   }
 }
 
-// Nobody else needs to say it again: seed 69278 of the simulation lost the survivor's BrokenLink.
+// As in seed 69278 of the simulation, where the survivor's BrokenLink was lost as well.
 TEST(Coordinator, ARestartMissesAMemberWhoseSlotHasBegunAnotherLife) {
   for (const char p : {'T', 'R'}) {
     Job job = Job::in(p);
